@@ -1,0 +1,182 @@
+// A kernel's parameters, as its table entry states them, and the check of a call against them.
+//
+//   "x: *D, y: *D, positive curvature, out: *"
+//
+// A tensor parameter is `name: axes`: `*` stands for any leading axes, equal wherever it occurs, and a letter for one
+// axis. All tensors share the dtype of the first, but one marked `acc` has the accumulation dtype (float32, or float64
+// beside float64), and one marked `flat` is walked with a single stride over all its axes. `float name` is a number, `positive name` one above zero. A tensor may be None if the kernel reads
+// it as "not wanted"; such parameters are marked `opt`.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tensor.h"
+
+namespace mmkern {
+
+struct Parameter {
+  enum class Kind { tensor, number, positive };
+  Kind kind = Kind::tensor;
+  bool accumulates = false, optional = false, any_leading = false, flat = false;
+  std::string name, letters;  // letters: the named axes after `*`
+};
+
+class Signature {
+ public:
+  explicit Signature(const std::string& text) {
+    for (size_t at = 0; at < text.size();) {
+      const size_t comma = std::min(text.find(", ", at), text.size());
+      parameters_.push_back(parse(text.substr(at, comma - at)));
+      at = comma + 2;
+    }
+  }
+
+  size_t size() const { return parameters_.size(); }
+
+  // Fills `call` from Python's arguments, or throws BadArgument.
+  void read(PyObject* const* args, Call& call) const {
+    const TensorReader& reader = TensorReader::instance();
+    int tensors = 0, scalars = 0;
+    each(args, [&](const Parameter& p, PyObject* object) {
+      if (p.kind == Parameter::Kind::tensor) {
+        View& view = call.tensors[tensors++];
+        if (object != Py_None) reader.read(object, view);
+        else if (!p.optional) throw BadArgument{"is None"};
+        return;
+      }
+      const double value = number(reader, object);
+      if (p.kind == Parameter::Kind::positive && !(value > 0)) throw BadArgument{"must be above 0"};
+      call.scalars[scalars++] = value;
+    });
+    Bound bound;
+    bound.dtype = shared_dtype(call);
+    tensors = 0;
+    each(args, [&](const Parameter& p, PyObject*) {
+      if (p.kind != Parameter::Kind::tensor) return;
+      const View& view = call.tensors[tensors++];
+      if (view.dtype != Dtype::none) bound.match(p, view);
+    });
+  }
+
+ private:
+  static Parameter parse(std::string text) {
+    Parameter p;
+    const auto take = [&](const char* word) {
+      const bool found = text.rfind(word, 0) == 0;
+      if (found) text.erase(0, std::string(word).size());
+      return found;
+    };
+    if (take("float ")) p.kind = Parameter::Kind::number;
+    if (take("positive ")) p.kind = Parameter::Kind::positive;
+    p.optional = take("opt ");
+    p.accumulates = take("acc ");
+    p.flat = take("flat ");
+    const size_t colon = text.find(':');
+    p.name = text.substr(0, colon);
+    if (p.kind == Parameter::Kind::tensor) {
+      for (const char c : text.substr(colon + 1)) {
+        if (c == '*') p.any_leading = true;
+        else if (c != ' ') p.letters += c;
+      }
+    }
+    return p;
+  }
+
+  template <class F>
+  void each(PyObject* const* args, F visit) const {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      try {
+        visit(parameters_[i], args[i]);
+      } catch (const BadArgument& bad) {
+        throw BadArgument{parameters_[i].name + " " + bad.what};
+      }
+    }
+  }
+
+  Dtype shared_dtype(const Call& call) const {
+    int tensors = 0;
+    for (const Parameter& p : parameters_) {
+      if (p.kind != Parameter::Kind::tensor) continue;
+      const View& view = call.tensors[tensors++];
+      if (!p.accumulates && view.dtype != Dtype::none) return view.dtype;
+    }
+    return Dtype::none;
+  }
+
+  static double number(const TensorReader& reader, PyObject* object) {
+    if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
+    if (PyLong_Check(object)) return PyLong_AsDouble(object);
+    View view;
+    reader.read(object, view);
+    if (view.rank != 0 || !view.data) throw BadArgument{"must be a number or a 0-d tensor"};
+    if (view.dtype == Dtype::float32) return *static_cast<float*>(view.data);
+    if (view.dtype == Dtype::float64) return *static_cast<double*>(view.data);
+    throw BadArgument{"must be float32 or float64"};
+  }
+
+  // What `*`, the letters and the dtype stand for, once a tensor has shown it.
+  struct Bound {
+    const View* leading = nullptr;
+    int leading_rank = 0;
+    int64_t axis[128];
+    bool known[128] = {};
+    Dtype dtype = Dtype::none;
+
+    void match(const Parameter& p, const View& view) {
+      const int named = int(p.letters.size()), rest = view.rank - named;
+      if (rest < 0 || (rest > 0 && !p.any_leading)) throw BadArgument{"has " + std::to_string(view.rank) + " axes"};
+      match_dtype(p, view);
+      if (p.any_leading) match_leading(view, rest);
+      for (int i = 0; i < named; ++i) {
+        const int letter = p.letters[size_t(i)];
+        const int64_t size = view.sizes[rest + i];
+        if (known[letter] && axis[letter] != size) throw BadArgument{mismatch(rest + i, size, axis[letter])};
+        known[letter] = true;
+        axis[letter] = size;
+      }
+      check_strides(view, p.flat ? 0 : named);
+    }
+
+    void match_dtype(const Parameter& p, const View& view) {
+      const Dtype accumulate = dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+      const Dtype expected = p.accumulates ? accumulate : dtype;
+      if (view.dtype != expected || view.dtype == Dtype::int64) throw BadArgument{"has another dtype than expected"};
+    }
+
+    void match_leading(const View& view, int rest) {
+      if (!leading) {
+        leading = &view;
+        leading_rank = rest;
+        return;
+      }
+      if (rest != leading_rank) throw BadArgument{"has other leading axes than expected"};
+      for (int i = 0; i < rest; ++i)
+        if (view.sizes[i] != leading->sizes[i]) throw BadArgument{mismatch(i, view.sizes[i], leading->sizes[i])};
+    }
+
+    // A row is read with stride 1, and all axes before it are walked with one stride.
+    static void check_strides(const View& view, int named) {
+      int last = view.rank;
+      if (named > 0) {
+        --last;
+        if (view.sizes[last] > 1 && view.strides[last] != 1) throw BadArgument{"has a last axis that is not dense"};
+      }
+      int64_t expected = -1;
+      for (int i = last - 1; i >= 0; --i) {
+        if (view.sizes[i] == 1) continue;
+        if (expected >= 0 && view.strides[i] != expected) throw BadArgument{"has leading axes that do not collapse"};
+        expected = view.strides[i] * view.sizes[i];
+      }
+    }
+
+    static std::string mismatch(int at, int64_t got, int64_t wanted) {
+      return "has size " + std::to_string(got) + " on axis " + std::to_string(at) + ", expected " +
+             std::to_string(wanted);
+    }
+  };
+
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace mmkern

@@ -1,0 +1,101 @@
+// Reading a torch.Tensor (or a NumPy array) from Python without linking torch: its address, sizes, strides and dtype,
+// asked for by attribute. One binary serves every torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "../csrc/call.h"
+
+namespace mmkern {
+
+namespace py = pybind11;
+
+// Thrown where an argument is not what a kernel takes; becomes a ValueError that names op and argument.
+struct BadArgument {
+  std::string what;
+};
+
+// What is asked of a tensor, interned once, and torch's types, looked up once.
+class TensorReader {
+ public:
+  static const TensorReader& instance() {
+    static const TensorReader* reader = new TensorReader;  // outlives the interpreter: never decref'd at exit
+    return *reader;
+  }
+
+  bool is_tensor(PyObject* object) const {
+    PyTypeObject* type = Py_TYPE(object);
+    return type == tensor_type_ || type == parameter_type_;
+  }
+
+  void read(PyObject* object, View& view) const {
+    if (!is_tensor(object)) return read_buffer(object, view);
+    if (!is_true(object, is_cpu_)) throw BadArgument{"must be on the CPU"};
+    view.data = reinterpret_cast<void*>(PyLong_AsSize_t(call(object, data_ptr_).ptr()));
+    view.dtype = dtype(get(object, dtype_).ptr());
+    read_axes(get(object, shape_), view.sizes, &view.rank);
+    read_axes(call(object, stride_), view.strides, nullptr);
+  }
+
+ private:
+  TensorReader() {
+    const py::module_ torch = py::module_::import("torch");
+    tensor_type_ = reinterpret_cast<PyTypeObject*>(kept(torch.attr("Tensor")));
+    parameter_type_ = reinterpret_cast<PyTypeObject*>(kept(torch.attr("nn").attr("Parameter")));
+    const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64"};
+    for (int i = 0; i < 5; ++i) dtypes_[i] = kept(torch.attr(names[i]));
+  }
+
+  static PyObject* kept(const py::object& object) { return py::object(object).release().ptr(); }
+  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+
+  static py::object call(PyObject* object, PyObject* name) { return checked(PyObject_CallMethodNoArgs(object, name)); }
+  static py::object get(PyObject* object, PyObject* name) { return checked(PyObject_GetAttr(object, name)); }
+  static py::object checked(PyObject* result) {
+    if (!result) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+  static bool is_true(PyObject* object, PyObject* name) { return get(object, name).ptr() == Py_True; }
+
+  static void read_axes(const py::object& axes, int64_t* values, int* rank) {
+    const Py_ssize_t n = PyTuple_GET_SIZE(axes.ptr());
+    if (n > kMaxRank) throw BadArgument{"has more than " + std::to_string(kMaxRank) + " axes"};
+    for (Py_ssize_t i = 0; i < n; ++i) values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(axes.ptr(), i));
+    if (rank) *rank = int(n);
+  }
+
+  Dtype dtype(PyObject* object) const {
+    for (int i = 0; i < 5; ++i)
+      if (dtypes_[i] == object) return Dtype(i);
+    throw BadArgument{"has dtype " + std::string(py::str(object))};
+  }
+
+  static void read_buffer(PyObject* object, View& view) {
+    if (!PyObject_CheckBuffer(object))
+      throw BadArgument{std::string("is a ") + Py_TYPE(object)->tp_name + ", not a plain tensor or array"};
+    const py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request();
+    view.data = info.ptr;
+    view.rank = int(info.ndim);
+    if (info.ndim > kMaxRank) throw BadArgument{"has too many axes"};
+    if (info.format == "f") view.dtype = Dtype::float32;
+    else if (info.format == "d") view.dtype = Dtype::float64;
+    else if (info.format == "e") view.dtype = Dtype::float16;
+    else throw BadArgument{"has buffer format " + info.format};
+    for (int i = 0; i < view.rank; ++i) {
+      if (info.strides[i] % info.itemsize) throw BadArgument{"has a stride that is not whole elements"};
+      view.sizes[i] = info.shape[i];
+      view.strides[i] = info.strides[i] / info.itemsize;
+    }
+  }
+
+  PyObject* data_ptr_ = intern("data_ptr");
+  PyObject* dtype_ = intern("dtype");
+  PyObject* shape_ = intern("shape");
+  PyObject* stride_ = intern("stride");
+  PyObject* is_cpu_ = intern("is_cpu");
+  PyTypeObject* tensor_type_;
+  PyTypeObject* parameter_type_;
+  PyObject* dtypes_[5];
+};
+
+}  // namespace mmkern

@@ -1,0 +1,222 @@
+// Loops over the rows of [..., D] tensors: reading a Call, walking a row in vectors, one lane a row for scalar maths.
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "../call.h"
+#include "../dual.h"
+#include "parallel.h"
+#include "rows.h"
+#include "simd.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+
+template <class T, int R>
+struct ScalarOf<Vec<T, R>> {
+  using type = T;
+};
+
+template <class S>
+struct Storage {
+  using type = S;
+};
+
+// f(Storage<S>{}) for the storage type S of `dtype`.
+template <class F>
+inline void with_storage(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float32: return f(Storage<float>{});
+    case Dtype::float64: return f(Storage<double>{});
+    case Dtype::bfloat16: return f(Storage<bf16>{});
+    case Dtype::float16: return f(Storage<half>{});
+    default: return;  // the bindings let no other dtype through
+  }
+}
+
+// The stride of `leading` axes seen as one; the dispatcher sends only tensors whose leading axes collapse.
+inline int64_t collapsed_stride(const View& view, int leading, int64_t otherwise) {
+  for (int axis = leading - 1; axis >= 0; --axis) {
+    if (view.sizes[axis] > 1) return view.strides[axis];
+  }
+  return otherwise;
+}
+
+inline int64_t count(const View& view, int leading) {
+  int64_t n = 1;
+  for (int axis = 0; axis < leading; ++axis) n *= view.sizes[axis];
+  return n;
+}
+
+// [..., D] as rows of length D.
+template <class S>
+inline Rows<S> rows(const View& view) {
+  const int last = view.rank - 1;
+  const int64_t cols = view.sizes[last];
+  return {static_cast<S*>(view.data), count(view, last), cols, collapsed_stride(view, last, cols)};
+}
+
+// [...], one number a row.
+template <class S>
+struct RowScalars {
+  S* data;
+  int64_t stride;
+
+  S get(int64_t row, S otherwise) const { return data ? data[row * stride] : otherwise; }
+  void set(int64_t row, S value) const {
+    if (data) data[row * stride] = value;
+  }
+};
+
+// One element in double, for the rare row that needs it.
+template <class S>
+inline double element(const S* row, int64_t i) {
+  return Vec<accumulate_t<S>>::load(row + i, 1)[0];
+}
+template <class S>
+inline void set_element(S* row, int64_t i, double value) {
+  using T = accumulate_t<S>;
+  Vec<T>(T(value)).store(row + i, 1);
+}
+
+template <class S>
+inline RowScalars<S> row_scalars(const View& view) {
+  return {static_cast<S*>(view.data), view ? collapsed_stride(view, view.rank, 1) : 0};
+}
+
+// A place in a row: a whole vector, or the last lanes.
+template <class T>
+struct At {
+  int64_t i;
+
+  template <class S>
+  MMKERN_FN Vec<T> load(const S* row) const {
+    return Vec<T>::load(row + i);
+  }
+  template <class S>
+  MMKERN_FN void store(S* row, Vec<T> v) const {
+    v.store(row + i);
+  }
+};
+
+template <class T>
+struct AtTail {
+  int64_t i;
+  int n;
+
+  template <class S>
+  MMKERN_FN Vec<T> load(const S* row) const {
+    return Vec<T>::load(row + i, n);
+  }
+  template <class S>
+  MMKERN_FN void store(S* row, Vec<T> v) const {
+    v.store(row + i, n);
+  }
+};
+
+template <class T, class F>
+MMKERN_FN void for_each_vec(int64_t n, F f) {
+  constexpr int W = Vec<T>::size;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) f(At<T>{i});
+  if (i < n) f(AtTail<T>{i, int(n - i)});
+}
+
+// Scalar: for (i < n) for (k < K) sums[k] += term_k(i);
+// term(at, acc) adds a vector of each of the K terms to acc. Lanes past the end load as 0 and must add 0.
+template <class T, int K, class F>
+MMKERN_FN void reduce_row(int64_t n, T* sums, int64_t stride, F term) {
+  constexpr int W = Vec<T>::size;
+  constexpr int U = K == 1 ? 4 : 2;  // independent accumulators hide the latency of fma
+  Vec<T> acc[U][K];
+  for (int u = 0; u < U; ++u)
+    for (int k = 0; k < K; ++k) acc[u][k] = Vec<T>(T(0));
+  int64_t i = 0;
+  for (; i + U * W <= n; i += U * W)
+    for (int u = 0; u < U; ++u) term(At<T>{i + u * W}, acc[u]);
+  for (; i + W <= n; i += W) term(At<T>{i}, acc[0]);
+  if (i < n) term(AtTail<T>{i, int(n - i)}, acc[0]);
+  for (int k = 0; k < K; ++k) {
+    Vec<T> total = acc[0][k];
+    for (int u = 1; u < U; ++u) total += acc[u][k];
+    sums[k * stride] = sum(total);
+  }
+}
+
+template <class T, class S>
+MMKERN_FN T squared_norm(const S* row, int64_t cols) {
+  T xx;
+  reduce_row<T, 1>(cols, &xx, 1, [&](auto at, Vec<T>* acc) {
+    const Vec<T> v = at.load(row);
+    acc[0] = fma(v, v, acc[0]);
+  });
+  return xx;
+}
+
+// Memory that a kernel needs while it runs.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : data(static_cast<T*>(malloc(size_t(n) * sizeof(T)))) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { free(data); }
+  T* const data;
+};
+
+// K numbers for each of as many rows as a vector has lanes: filled a row at a time, computed on a vector at a time.
+template <class T, int K>
+struct Lanes {
+  static constexpr int rows = Vec<T>::size;
+  alignas(64) T v[K * rows] = {};
+
+  MMKERN_FN Vec<T> get(int k) const { return Vec<T>::load(v + k * rows); }
+  MMKERN_FN void put(int k, Vec<T> x) { x.store(v + k * rows); }
+  MMKERN_FN T& at(int k, int row) { return v[k * rows + row]; }
+  MMKERN_FN T at(int k, int row) const { return v[k * rows + row]; }
+};
+
+// f(first, n): blocks of at most Vec<T>::size rows, shared among threads.
+template <class T, class F>
+inline void for_each_row_block(int64_t rows, int64_t work_per_row, int threads, F f) {
+  constexpr int L = Vec<T>::size;
+  const int64_t blocks = (rows + L - 1) / L;
+  parallel_rows(blocks, work_per_row * L, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = b * L;
+      f(first, int(rows - first < L ? rows - first : L));
+    }
+  });
+}
+
+// One number a row, added up in the order of the rows: the same bits whatever the number of threads.
+template <class T>
+class RowPartials {
+ public:
+  RowPartials(const View& total, int64_t rows)
+      : total_(static_cast<T*>(total.data)), rows_(rows), values_(total_ ? allocate(rows + 1) : nullptr) {}
+  RowPartials(const RowPartials&) = delete;
+  RowPartials& operator=(const RowPartials&) = delete;
+  ~RowPartials() {
+    if (!values_) return;
+    double sum = 0;
+    for (int64_t i = 0; i < rows_; ++i) sum += values_[i];
+    *total_ = T(sum);
+    free(values_);
+  }
+
+  void set(int64_t row, T value) {
+    if (values_) values_[row] = value;
+  }
+
+ private:
+  static T* allocate(int64_t rows) { return static_cast<T*>(malloc(size_t(rows) * sizeof(T))); }
+
+  T* total_;
+  int64_t rows_;
+  T* values_;
+};
+
+}  // namespace MMKERN_ISA
+}  // namespace mmkern

@@ -1,0 +1,22 @@
+// A matrix seen as rows: where it starts, its size, and the distance between rows in elements.
+#pragma once
+
+#include <stdint.h>
+
+#ifndef MMKERN_ISA
+#define MMKERN_ISA baseline
+#endif
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+
+template <class S>
+struct Rows {
+  S* data;
+  int64_t rows, cols, stride;
+
+  S* operator[](int64_t r) const { return data + r * stride; }
+};
+
+}  // namespace MMKERN_ISA
+}  // namespace mmkern

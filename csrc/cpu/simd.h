@@ -1,0 +1,272 @@
+// Vectors of floats and doubles, written once and compiled for each ISA level.
+//
+// Vec<T, R> is R registers of the level's native width: 16 bytes (x86-64-v2, aarch64), 32 (AVX2) or 64 (AVX-512). The
+// width is fixed because GCC turns vectors wider than the machine's into scalar code. All names live in a namespace of
+// the level (-DMMKERN_ISA=v2, avx2 or avx512, beside the matching -march), everything is inlined and nothing comes from
+// std, so that the linker cannot keep one level's copy of a function for another level.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#ifndef MMKERN_ISA
+#define MMKERN_ISA baseline
+#endif
+#ifndef MMKERN_FN
+#define MMKERN_FN inline __attribute__((always_inline))
+#endif
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define MMKERN_AVX512 1
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define MMKERN_AVX2 1
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct bf16 {
+  uint16_t bits;
+};
+struct half {
+  uint16_t bits;
+};
+
+template <class S>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <class S>
+using accumulate_t = typename Accumulate<S>::type;
+
+template <class T, int N>
+struct NativeOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+  typedef T unaligned __attribute__((vector_size(N * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+// N elements of T as one GCC vector.
+template <class T, int N>
+using native_t = typename NativeOf<T, N>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+template <class T>
+struct SignedOf {
+  using type = int32_t;
+};
+template <>
+struct SignedOf<double> {
+  using type = int64_t;
+};
+template <>
+struct SignedOf<int64_t> {
+  using type = int64_t;
+};
+
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
+
+#include "simd_native.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+
+// A truth value per lane of Vec<T, R>.
+template <class T, int R>
+struct Mask {
+  using Native = native_t<typename SignedOf<T>::type, kLanes<T>>;
+  Native r[R];
+
+  friend MMKERN_FN Mask operator&(Mask a, Mask b) {
+    for (int k = 0; k < R; ++k) a.r[k] &= b.r[k];
+    return a;
+  }
+  friend MMKERN_FN Mask operator|(Mask a, Mask b) {
+    for (int k = 0; k < R; ++k) a.r[k] |= b.r[k];
+    return a;
+  }
+  friend MMKERN_FN Mask operator!(Mask a) {
+    for (int k = 0; k < R; ++k) a.r[k] = ~a.r[k];
+    return a;
+  }
+  friend MMKERN_FN bool any(Mask a) {
+    for (int k = 1; k < R; ++k) a.r[0] |= a.r[k];
+    return any_lane(a.r[0]);
+  }
+  friend MMKERN_FN bool all(Mask a) { return !any(!a); }
+};
+
+template <class T, int R = 1>
+struct Vec {
+  static constexpr int kLane = kLanes<T>;
+  static constexpr int size = R * kLane;
+  using Native = native_t<T, kLane>;
+  Native r[R];
+
+  MMKERN_FN Vec() {}
+  MMKERN_FN Vec(T x) {
+    for (int k = 0; k < R; ++k) r[k] = x - Native{};  // x - 0 is x for every x, -0 and NaN too, and costs nothing
+  }
+
+  // S is T, or a 16-bit type where T is float.
+  template <class S>
+  static MMKERN_FN Vec load(const S* p) {
+    Vec v;
+    for (int k = 0; k < R; ++k) load_lanes(v.r[k], p + k * kLane);
+    return v;
+  }
+  // The first n lanes; the others are 0 and their memory is not touched.
+  template <class S>
+  static MMKERN_FN Vec load(const S* p, int n) {
+    Vec v;
+    for (int k = 0; k < R; ++k) load_lanes(v.r[k], p + k * kLane, lanes_in(k, n));
+    return v;
+  }
+  // 16-bit types round to nearest even; NaN stays NaN.
+  template <class S>
+  MMKERN_FN void store(S* p) const {
+    for (int k = 0; k < R; ++k) store_lanes(r[k], p + k * kLane);
+  }
+  template <class S>
+  MMKERN_FN void store(S* p, int n) const {
+    for (int k = 0; k < R; ++k) store_lanes(r[k], p + k * kLane, lanes_in(k, n));
+  }
+
+  MMKERN_FN T operator[](int i) const { return r[i / kLane][i % kLane]; }
+  MMKERN_FN void set(int i, T value) { r[i / kLane][i % kLane] = value; }
+
+  MMKERN_FN Vec& operator+=(Vec b) { return *this = *this + b; }
+  MMKERN_FN Vec& operator-=(Vec b) { return *this = *this - b; }
+  MMKERN_FN Vec& operator*=(Vec b) { return *this = *this * b; }
+  MMKERN_FN Vec& operator/=(Vec b) { return *this = *this / b; }
+
+  friend MMKERN_FN Vec operator+(Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] + b.r[k];
+    return a;
+  }
+  friend MMKERN_FN Vec operator-(Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] - b.r[k];
+    return a;
+  }
+  friend MMKERN_FN Vec operator*(Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] * b.r[k];
+    return a;
+  }
+  friend MMKERN_FN Vec operator/(Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] / b.r[k];
+    return a;
+  }
+  friend MMKERN_FN Vec operator-(Vec a) {
+    for (int k = 0; k < R; ++k) a.r[k] = -a.r[k];
+    return a;
+  }
+
+  friend MMKERN_FN Mask<T, R> operator<(Vec a, Vec b) {
+    Mask<T, R> m;
+    for (int k = 0; k < R; ++k) m.r[k] = (typename Mask<T, R>::Native)(a.r[k] < b.r[k]);
+    return m;
+  }
+  friend MMKERN_FN Mask<T, R> operator<=(Vec a, Vec b) {
+    Mask<T, R> m;
+    for (int k = 0; k < R; ++k) m.r[k] = (typename Mask<T, R>::Native)(a.r[k] <= b.r[k]);
+    return m;
+  }
+  friend MMKERN_FN Mask<T, R> operator==(Vec a, Vec b) {
+    Mask<T, R> m;
+    for (int k = 0; k < R; ++k) m.r[k] = (typename Mask<T, R>::Native)(a.r[k] == b.r[k]);
+    return m;
+  }
+  friend MMKERN_FN Mask<T, R> operator>(Vec a, Vec b) { return b < a; }
+  friend MMKERN_FN Mask<T, R> operator>=(Vec a, Vec b) { return b <= a; }
+  friend MMKERN_FN Mask<T, R> operator!=(Vec a, Vec b) { return !(a == b); }
+
+  // a where the mask holds, else b
+  friend MMKERN_FN Vec select(Mask<T, R> m, Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = m.r[k] ? a.r[k] : b.r[k];
+    return a;
+  }
+  // a < b ? a : b, so b wherever either is NaN, and b of two zeros
+  friend MMKERN_FN Vec min(Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] < b.r[k] ? a.r[k] : b.r[k];
+    return a;
+  }
+  // a > b ? a : b, so b wherever either is NaN, and b of two zeros
+  friend MMKERN_FN Vec max(Vec a, Vec b) {
+    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] > b.r[k] ? a.r[k] : b.r[k];
+    return a;
+  }
+  // a * b + c: rounded once where the level has the instruction (all but x86-64-v2), else twice
+  friend MMKERN_FN Vec fma(Vec a, Vec b, Vec c) {
+    for (int k = 0; k < R; ++k) a.r[k] = fma_lanes(a.r[k], b.r[k], c.r[k]);
+    return a;
+  }
+  friend MMKERN_FN Vec sqrt(Vec a) {
+    for (int k = 0; k < R; ++k) a.r[k] = sqrt_lanes(a.r[k]);
+    return a;
+  }
+  friend MMKERN_FN Vec abs(Vec a) {
+    using Bits = typename Mask<T, R>::Native;
+    constexpr auto keep = ~((typename SignedOf<T>::type)(1) << (8 * sizeof(T) - 1));
+    for (int k = 0; k < R; ++k) a.r[k] = (Native)((Bits)a.r[k] & keep);
+    return a;
+  }
+
+  // Scalar: for (i < size) total += v[i];  as a tree: registers, then halves of a register
+  friend MMKERN_FN T sum(Vec v) {
+    for (int step = 1; step < R; step *= 2)
+      for (int k = 0; k + step < R; k += 2 * step) v.r[k] += v.r[k + step];
+    return fold(v.r[0], [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
+  }
+  // Scalar: for (i < size) top = v[i] > top ? v[i] : top;  a NaN may be dropped
+  friend MMKERN_FN T max_of(Vec v) {
+    for (int k = 1; k < R; ++k) v.r[0] = v.r[0] > v.r[k] ? v.r[0] : v.r[k];
+    return fold(v.r[0], [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
+  }
+
+ private:
+  static MMKERN_FN int lanes_in(int k, int n) {
+    const int left = n - k * kLane;
+    return left < 0 ? 0 : left > kLane ? kLane : left;
+  }
+};
+
+template <int... L>
+struct LaneList {};
+
+template <int Step, class Native, int... L>
+MMKERN_FN void swap_blocks(Native& a, Native& b, LaneList<L...>) {
+  constexpr int W = sizeof...(L);
+  const Native top = __builtin_shufflevector(a, b, (L & Step ? W + L - Step : L)...);
+  b = __builtin_shufflevector(a, b, (L & Step ? W + L : L + Step)...);
+  a = top;
+}
+
+// Scalar: for (i < W) for (j < i) swap(rows[i][j], rows[j][i]);  by swapping blocks of Step, 2 Step, ...
+template <int Step = 1, class T>
+MMKERN_FN void transpose(Vec<T> (&rows)[Vec<T>::size]) {
+  constexpr int W = Vec<T>::size;
+  if constexpr (Step < W) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if (!(i & Step)) swap_blocks<Step>(rows[i].r[0], rows[i + Step].r[0], LaneList<__integer_pack(W)...>{});
+    transpose<2 * Step>(rows);
+  }
+}
+
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
+
+#include "simd_math.h"

@@ -1,0 +1,181 @@
+"""Tiles of S = X Yᵀ, and products with a matrix of weights: what the all-pairs ops are made of.
+
+float32 tiles are IEEE (TF32 would break the numerics contract), 16-bit tiles use the matrix instructions of their type.
+"""
+# ruff: noqa: N803
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tile sides, fixed by the matrix's sides and the storage type alone."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int = 3
+
+    @classmethod
+    def of(cls, rows: int, columns: int, dtype: torch.dtype) -> Tiling:
+        largest, depth = (128, 64) if dtype.itemsize == 2 else (64, 32)
+        i, j = _side(rows, largest), _side(columns, largest)
+        return cls(i, j, depth, 8 if i * j > 64 * 128 else 4)
+
+    def grid(self, rows: int, columns: int) -> tuple[int, int]:
+        return triton.cdiv(rows, self.rows), triton.cdiv(columns, self.columns)
+
+
+def _side(size: int, largest: int) -> int:
+    return min(max(triton.next_power_of_2(size), 16), largest)
+
+
+@triton.jit
+def tile_position(TILES_TALL: tl.constexpr, tiles_i, tiles_j):
+    """This program's tile; neighbours share rows of Y in the cache."""
+    program = tl.program_id(0)
+    group = program // (TILES_TALL * tiles_j)
+    first = group * TILES_TALL
+    tall = tl.minimum(tiles_i - first, TILES_TALL)
+    within = program % (TILES_TALL * tiles_j)
+    return (first + within % tall).to(tl.int64), (within // tall).to(tl.int64)
+
+
+@triton.jit
+def score_tile(x, y, x_stride, y_stride, i, j, rows, columns, depth, BLOCK_K: tl.constexpr):
+    """``x_i · y_j`` in float32."""
+    score = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x + i[:, None] * x_stride + k[None, :]
+    y_tile = y + j[None, :] * y_stride + k[:, None]
+    for start in range(0, depth, BLOCK_K):
+        inside = start + k < depth
+        a = tl.load(x_tile + start, (i < rows)[:, None] & inside[None, :], 0.0)
+        b = tl.load(y_tile + start, (j < columns)[None, :] & inside[:, None], 0.0)
+        score = tl.dot(a, b, score, input_precision="ieee")
+    return score
+
+
+@triton.jit
+def squared_difference_tile(x, y, x_stride, y_stride, i, j, rows, columns, depth):
+    """``|x_i - y_j|²`` from the differences themselves, for pairs whose scores would cancel."""
+    total = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    for k in range(0, depth):
+        a = tl.load(x + i * x_stride + k, i < rows, 0.0).to(tl.float32)
+        b = tl.load(y + j * y_stride + k, j < columns, 0.0).to(tl.float32)
+        difference = a[:, None] - b[None, :]
+        total = tl.fma(difference, difference, total)
+    return total
+
+
+@triton.jit
+def product_kernel(
+    weights,  # [rows, columns]
+    y,  # [columns, depth]
+    x,  # [rows, depth]
+    share,  # [rows], float32
+    near,  # [rows / NEAR_ROWS, columns / NEAR_COLUMNS]: tiles of weights to be taken with differences; or None
+    out,  # [rows, depth], contiguous
+    weights_row_stride,
+    weights_column_stride,
+    y_stride,
+    x_stride,
+    near_row_stride,
+    near_column_stride,
+    rows,
+    columns,
+    depth,
+    NEAR_ROWS: tl.constexpr,
+    NEAR_COLUMNS: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    """``out_i = Σ_j w_ij y_j + share_i x_i``, with ``w_ij (y_j - x_i)`` in the near tiles."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    row_mask, mask_d = i < rows, d < depth
+    near_row = near
+    if near is not None:
+        near_row = near + tl.program_id(0) * BLOCK_I // NEAR_ROWS * near_row_stride
+
+    total = tl.zeros([BLOCK_I, BLOCK_D], tl.float32)
+    for start in range(0, columns, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J).to(tl.int64)
+        mask = row_mask[:, None] & (j < columns)[None, :]
+        if near is not None:
+            mask = mask & (tl.load(near_row + start // NEAR_COLUMNS * near_column_stride) == 0)
+        w = tl.load(weights + i[:, None] * weights_row_stride + j[None, :] * weights_column_stride, mask, 0.0)
+        b = tl.load(y + j[:, None] * y_stride + d[None, :], (j < columns)[:, None] & mask_d[None, :], 0.0)
+        if w.dtype == b.dtype:
+            total = tl.dot(w, b, total, input_precision="ieee")
+        else:  # float16 points: they and their rounded weights are exact in TF32, and have its range
+            total = tl.dot(w, b.to(tl.float32), total, input_precision="tf32")
+
+    tile = tl.load(x + i[:, None] * x_stride + d[None, :], row_mask[:, None] & mask_d[None, :], 0.0).to(tl.float32)
+    if near is not None:
+        for start in range(0, columns, BLOCK_J):
+            if tl.load(near_row + start // NEAR_COLUMNS * near_column_stride) != 0:
+                for column in range(start, tl.minimum(start + BLOCK_J, columns)):
+                    j = tl.full([1], column, tl.int64)
+                    w = tl.load(weights + i * weights_row_stride + j * weights_column_stride, row_mask, 0.0)
+                    b = tl.load(y + j * y_stride + d, mask_d, 0.0).to(tl.float32)
+                    total += w.to(tl.float32)[:, None] * (b[None, :] - tile)
+    scale = tl.load(share + i, row_mask, 0.0)
+    total += scale[:, None] * tile
+    offset = i[:, None] * depth + d[None, :]
+    tl.store(out + offset, total.to(out.dtype.element_ty), row_mask[:, None] & mask_d[None, :])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``[rows, columns]`` weights and where their products need differences; ``.T`` is the other operand's view."""
+
+    values: Tensor
+    near: Tensor | None
+    tiling: Tiling
+
+    @property
+    def T(self) -> Weights:  # noqa: N802
+        tiling = Tiling(self.tiling.columns, self.tiling.rows, self.tiling.depth, self.tiling.warps)
+        return Weights(self.values.T, None if self.near is None else self.near.T, tiling)
+
+
+def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: Tensor) -> None:
+    """Run ``product_kernel``; ``x`` and ``y`` have unit stride along the last axis."""
+    rows, columns = weights.values.shape
+    depth = x.shape[1]
+    tiling = weights.tiling
+    block_d = min(max(triton.next_power_of_2(depth), 16), 128 if x.dtype.itemsize == 2 else 64)
+    near = weights.near
+    product_kernel[(triton.cdiv(rows, tiling.rows), triton.cdiv(depth, block_d))](
+        weights.values,
+        y,
+        x,
+        share,
+        near,
+        out,
+        *weights.values.stride(),
+        y.stride(0),
+        x.stride(0),
+        *((0, 0) if near is None else near.stride()),
+        rows,
+        columns,
+        depth,
+        NEAR_ROWS=tiling.rows,
+        NEAR_COLUMNS=tiling.columns,
+        BLOCK_I=tiling.rows,
+        BLOCK_D=block_d,
+        BLOCK_J=min(tiling.columns, 64 if x.dtype.itemsize == 2 else 32),
+        num_warps=8 if tiling.rows * block_d > 64 * 128 else 4,
+        enable_fp_fusion=False,
+    )

@@ -1,0 +1,184 @@
+"""Which kernels are available here, and which one a call gets.
+
+Every backend answers with reasons: :func:`mmkern.explain` shows them all. ``use_backend`` and ``verify`` change the
+choice for the current thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mmkern.ops._define import Op
+
+Kernel = Callable[..., None]
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Settings(threading.local):
+    """``default`` is False where a call must look at the other two."""
+
+    default: bool = True
+    backend: str | None = None
+    verify: bool = False
+
+
+settings = _Settings()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of kernels: where it finds them, on which device and dtypes they run."""
+
+    name: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    missing: Callable[[], str | None]
+    find: Callable[[str, str], Kernel]
+
+    def reasons_not(self, op: Op, lead: Tensor) -> list[str]:
+        """Why this backend cannot run ``op`` on tensors like ``lead``; empty where it can."""
+        reasons = []
+        if lead.device.type != self.device:
+            reasons.append(f"runs on {self.device}, the input is on {lead.device.type}")
+        if lead.dtype not in self.dtypes:
+            reasons.append(f"has no {lead.dtype} kernel")
+        missing = self.missing()
+        if missing:
+            reasons.append(missing)
+        return reasons
+
+
+@functools.cache
+def _cpu_missing() -> str | None:
+    try:
+        importlib.import_module("mmkern._C")
+    except ImportError as error:
+        return f"mmkern._C is not built: {error}"
+    return None
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install mmkern[triton])"
+    return None if torch.cuda.is_available() else "no CUDA or ROCm device"
+
+
+@functools.cache
+def _cuda_missing() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if importlib.util.find_spec("mmkern._cuda") is None and importlib.util.find_spec("cupy") is None:
+        return "mmkern._cuda is not built and CuPy is not installed (pip install mmkern[cupy])"
+    return None
+
+
+def _find_cpu(family: str, name: str) -> Kernel:
+    extension = importlib.import_module("mmkern._C")
+    kernel = getattr(extension, name)
+
+    def launch(*args: Any) -> None:
+        kernel(*args, torch.get_num_threads())
+
+    return launch
+
+
+def _find_triton(family: str, name: str) -> Kernel:
+    kernel: Kernel = getattr(importlib.import_module(f"mmkern.kernels.{family}"), name)
+    return kernel
+
+
+def _find_cuda(family: str, name: str) -> Kernel:
+    kernel: Kernel = getattr(importlib.import_module("mmkern.backends.cuda"), name)
+    return kernel
+
+
+# In the order in which they are tried. The reference comes after all of them and is not a Backend: it has no kernels.
+BACKENDS = (
+    Backend("cpu", "cpu", (*FLOATING, torch.float64), _cpu_missing, _find_cpu),
+    Backend("triton", "cuda", FLOATING, _triton_missing, _find_triton),
+    Backend("cuda", "cuda", FLOATING, _cuda_missing, _find_cuda),
+)
+NAMES = (*(backend.name for backend in BACKENDS), "reference")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One backend's answer to a call."""
+
+    backend: str
+    chosen: bool
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {'chosen' if self.chosen else '; '.join(self.reasons)}"
+
+
+def choices(op: Op, lead: Tensor) -> list[Choice]:
+    """Every backend's answer, in the order in which they are tried; exactly one is chosen."""
+    wanted = settings.backend
+    answers, taken = [], False
+    for backend in BACKENDS:
+        reasons = backend.reasons_not(op, lead)
+        if wanted not in (None, backend.name):
+            reasons.append(f'use_backend("{wanted}") is in force')
+        chosen = not reasons and not taken
+        taken = taken or chosen
+        answers.append(Choice(backend.name, chosen, tuple(reasons) or ("comes after the chosen one",)))
+    answers.append(Choice("reference", not taken, ("a kernel was found",)))
+    return answers
+
+
+def choose(op: Op, lead: Tensor) -> Backend | None:
+    """The backend for this call, or None for the reference. Raises where ``use_backend`` asks for the impossible."""
+    answers = choices(op, lead)
+    name = next(answer.backend for answer in answers if answer.chosen)
+    wanted = settings.backend
+    if wanted not in (None, name):
+        why = next(answer for answer in answers if answer.backend == wanted)
+        raise ValueError(f'{op.name}: use_backend("{wanted}") cannot run this call: {"; ".join(why.reasons)}')
+    return next((backend for backend in BACKENDS if backend.name == name), None)
+
+
+@contextlib.contextmanager
+def _set(**changes: Any) -> Iterator[None]:
+    before = {name: getattr(settings, name) for name in ("backend", "verify", "default")}
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    settings.default = settings.backend is None and not settings.verify
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
+def use_backend(name: str | None) -> contextlib.AbstractContextManager[None]:
+    """Run every op on one backend in this thread: ``with mmkern.use_backend("reference"):``.
+
+    Args:
+        name: "cpu", "triton", "cuda", "reference", or None for the default choice.
+    Raises: ValueError for another name; a call inside raises where that backend cannot run it.
+    """
+    if name not in (None, *NAMES):
+        raise ValueError(f"use_backend: name is {name!r}, expected one of {', '.join(NAMES)}, or None")
+    return _set(backend=name)
+
+
+def verify() -> contextlib.AbstractContextManager[None]:
+    """Run the reference beside every kernel in this thread, forward and backward, and raise where they differ.
+
+    The bound is the numerics contract (:mod:`mmkern.testing`). For debugging: each call costs two references more.
+    """
+    return _set(verify=True)

@@ -1,0 +1,132 @@
+"""Launching a kernel of ``csrc/cuda`` by name.
+
+A kernel's name is its C++ expression, ``rows<Radial<LorentzExpMap0>::Forward>``, and it takes one struct. Two
+launchers find it: mmkern._cuda, built with nvcc, and CuPy, which has NVRTC compile the same sources at the first call.
+Tests bring a third, which runs the kernels on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+FAMILIES = ("hyperbolic",)
+NVRTC_OPTIONS = ("-std=c++17", "-default-device")  # the latter: constexpr functions are device functions too
+
+
+class Launcher(Protocol):
+    def __call__(
+        self, kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+    ) -> None: ...
+
+
+@contextlib.contextmanager
+def _current_stream(device: torch.device) -> Iterator[int]:
+    """The handle of torch's stream on ``device``, which is CUDA's current device inside."""
+    if torch.cuda.current_device() == device.index:
+        yield torch.cuda.current_stream(device).cuda_stream
+    else:
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream(device).cuda_stream
+
+
+class BuiltLauncher:
+    """Kernels in mmkern._cuda."""
+
+    def __init__(self) -> None:
+        self._launch = importlib.import_module("mmkern._cuda").launch
+
+    def __call__(
+        self, kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+    ) -> None:
+        with _current_stream(device) as stream:
+            self._launch(kernel, *grid, threads, 0, stream, bytes(arguments))
+
+
+class RuntimeLauncher:
+    """Kernels compiled by NVRTC through CuPy, which keeps them on disk, each at its first call."""
+
+    def __init__(self) -> None:
+        self._cupy = importlib.import_module("cupy")
+        self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
+        self._compiled = functools.cache(self._compile)
+
+    def __call__(
+        self, kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+    ) -> None:
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        with _current_stream(device) as stream:
+            function = self._compiled(kernel).kernel.ptr
+            self._driver.launchKernel(function, *grid, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+
+    def _compile(self, kernel: str) -> Any:
+        module = self._cupy.RawModule(code=nvrtc_source(), options=NVRTC_OPTIONS, name_expressions=(kernel,))
+        return module.get_function(kernel)
+
+
+@functools.cache
+def nvrtc_source() -> str:
+    """All kernels as one text without includes: NVRTC needs no search path, and CuPy's cache sees every change."""
+    package = Path(__file__).resolve().parents[1]
+    roots = (package / "csrc", package.parent / "csrc")
+    root = next((root for root in roots if (root / "cuda").is_dir()), None)
+    if root is None:
+        raise FileNotFoundError(f"the CUDA sources are in neither of {', '.join(map(str, roots))}")
+    seen: set[Path] = set()
+    text = "".join(_inlined(root / "cuda" / f"{family}.cuh", seen) for family in FAMILIES)
+    return text + "using namespace mmkern;\n"
+
+
+def _inlined(path: Path, seen: set[Path]) -> str:
+    path = path.resolve()
+    if path in seen:
+        return ""
+    seen.add(path)
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        include = re.match(r'\s*#include "(.+)"', line)
+        if include:
+            lines.append(_inlined(path.parent / include[1], seen))
+        elif line != "#pragma once":
+            lines.append(line + "\n")
+    return "".join(lines)
+
+
+_replacement: Launcher | None = None
+
+
+@contextlib.contextmanager
+def replaced(launcher: Launcher) -> Iterator[None]:
+    """Send all launches to ``launcher``: how tests run the kernels on the host."""
+    global _replacement
+    before, _replacement = _replacement, launcher
+    try:
+        yield
+    finally:
+        _replacement = before
+
+
+@functools.cache
+def _default_launcher() -> Launcher:
+    try:
+        return BuiltLauncher()
+    except ImportError as not_built:
+        try:
+            return RuntimeLauncher()
+        except ImportError as no_cupy:
+            raise RuntimeError(f"no CUDA kernels: {not_built}; {no_cupy}") from no_cupy
+
+
+def launch(
+    kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+) -> None:
+    """Run ``kernel`` on torch's current stream of ``device``; ``arguments`` is copied before this returns."""
+    (_replacement or _default_launcher())(kernel, grid, threads, arguments, device)

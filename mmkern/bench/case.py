@@ -1,0 +1,161 @@
+"""What is measured: a family's ops, on shapes from the papers, in a mode."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .extras import require
+
+# The two "call" modes time what a call costs beside its arithmetic, on a tensor that is too small to matter.
+Mode = Literal["forward", "forward+backward", "call", "call+grad"]
+Level = Literal["default", "full"]
+MODES: tuple[Mode, ...] = ("forward", "forward+backward", "call", "call+grad")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a problem: ``rows`` vectors of length ``width``; ``others`` to pair them all with, or in each set of a centroid."""
+
+    name: str
+    rows: int
+    width: int
+    source: str
+    others: int | None = None
+
+    def __str__(self) -> str:
+        return "x".join(str(n) for n in (self.rows, self.others, self.width) if n is not None)
+
+
+def load_shapes(path: Path) -> dict[str, Shape]:
+    """Shapes by name, from a YAML file."""
+    table = require("yaml").safe_load(path.read_text())
+    return {name: Shape(name=name, **fields) for name, fields in table.items()}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library's op, on inputs in that library's own form (made outside the timing)."""
+
+    function: Callable[..., Tensor]
+    args: Sequence[Any]
+    leaves: Sequence[Tensor]
+    comparable: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the cases of a family share.
+
+    ``arguments(op, shape, generator)`` makes the inputs, in float32. ``rivals`` are the field's formulas by op, in plain
+    PyTorch, with the arguments of the op; ``torch.compile`` compiles the same functions. ``peer(op, args)`` is another
+    library's op, for cases ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for each element read, or each
+    element of each pair.
+    """
+
+    name: str
+    arguments: Callable[[str, Shape, torch.Generator], list[Any]]
+    rivals: Mapping[str, Callable[..., Tensor]]
+    flops: Callable[[str, bool], float]
+    peer_name: str = ""
+    peer: Callable[[str, Sequence[Any]], Peer] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op on one shape in one mode. Curvature-like scalars are 0-d tensors, and learned where a gradient is taken."""
+
+    family: Family
+    op: str
+    shape: Shape
+    mode: Mode = "forward"
+    level: Level = "default"
+    dtype: torch.dtype = torch.float32
+    threads: int = 1
+    with_peer: bool = False
+
+    def __str__(self) -> str:
+        dtype = "" if self.dtype == torch.float32 else f"/{str(self.dtype).removeprefix('torch.')}"
+        threads = "" if self.threads == 1 else f"/{self.threads} threads"
+        return f"{self.op}/{self.shape}/{self.mode}{dtype}{threads}"
+
+    @property
+    def needs_grad(self) -> bool:
+        return self.mode in ("forward+backward", "call+grad")
+
+    @property
+    def yardstick(self) -> str:
+        """What the machine itself does at that size (see mmkern.bench.metrics)."""
+        if self.mode == "call":
+            return "bare kernel"
+        if self.mode == "call+grad":
+            return "x * 2"
+        return "sgemm" if "pairwise" in self.op else "copy"
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Names of all sides, in the order of their turns."""
+        peers = (self.family.peer_name,) if self.with_peer else ()
+        return ("mmkern", "eager", "compile", *peers, self.yardstick)
+
+    def arguments(self) -> list[Any]:
+        """Inputs, the same in every process; ready to be differentiated where the mode needs it."""
+        generator = torch.Generator().manual_seed(sum(map(ord, str(self))))
+        made = self.family.arguments(self.op, self.shape, generator)
+        return [self._ready(value) if isinstance(value, Tensor) else value for value in made]
+
+    def _ready(self, value: Tensor) -> Tensor:
+        value = value if value.dim() == 0 else value.to(self.dtype)
+        return value.requires_grad_(self.needs_grad)
+
+    def flops(self) -> float:
+        """Additions and multiplications that the problem takes; per-row transcendentals are not counted."""
+        elements = math.prod(n for n in (self.shape.rows, self.shape.others, self.shape.width) if n is not None)
+        passes = [False, True] if self.mode == "forward+backward" else [False]
+        return elements * sum(self.family.flops(self.op, backward) for backward in passes)
+
+
+def traffic(args: Sequence[Any], out: Tensor, mode: Mode) -> int:
+    """The fewest bytes that must move: inputs and output once; backward reads them again and writes the gradients."""
+    inputs = sum(a.nbytes for a in args if isinstance(a, Tensor))
+    forward = inputs + out.nbytes
+    return forward if mode != "forward+backward" else forward + 2 * inputs + out.nbytes
+
+
+def load_suite(folder: Path) -> dict[str, Case]:
+    """Every case of the ``bench_*.py`` files in ``folder``, by name. Raises ValueError where there is none."""
+    if str(folder.resolve().parent) not in sys.path:
+        sys.path.append(str(folder.resolve().parent))  # a family's file imports its rivals from benchmarks.rivals
+    cases: list[Case] = []
+    for path in sorted(folder.glob("bench_*.py")):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        cases += module.CASES
+    if not cases:
+        raise ValueError(f"no bench_*.py in {folder.resolve()}: run from a checkout of mmkern, or name one with --suite")
+    return by_name(cases)
+
+
+def by_name(cases: Iterable[Case]) -> dict[str, Case]:
+    found: dict[str, Case] = {}
+    for case in cases:
+        if str(case) in found:
+            raise ValueError(f"two benchmark cases are called {case}")
+        found[str(case)] = case
+    return found
+
+
+def select(cases: Mapping[str, Case], level: Level, pattern: str = "") -> list[str]:
+    """Names of the cases of a level ("full" has them all) that contain ``pattern``."""
+    return [name for name, case in cases.items() if pattern in name and (level == "full" or case.level == "default")]

@@ -1,0 +1,125 @@
+"""The sides of a case (mmkern and its rivals), and the check that comes before any timing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mmkern
+from mmkern import ops, testing
+
+from .case import Case
+
+# Rivals run the field's own formulas, which lose digits; this only has to tell them from another function.
+FORWARD_TOLERANCE = 3e-3
+BACKWARD_TOLERANCE = 3e-2
+
+Thunk = Callable[[], Any]
+
+
+class WrongResultError(AssertionError):
+    """A side does not compute what the case says."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One implementation with its inputs. ``comparable`` turns its output into mmkern's form."""
+
+    function: Callable[..., Tensor]
+    args: Sequence[Any]
+    leaves: Sequence[Tensor]
+    comparable: Callable[[Tensor], Tensor] = lambda out: out
+
+    def forward(self) -> Tensor:
+        return self.function(*self.args)
+
+    def gradients(self, grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.forward(), self.leaves, grad)
+
+    def timed(self, case: Case) -> Thunk:
+        """What one sample times."""
+        function, args = self.function, self.args
+        if case.mode != "forward+backward":
+            return lambda: function(*args)
+        grad = gradient_of(self.forward())
+        return lambda: self.gradients(grad)
+
+
+def gradient_of(out: Tensor) -> Tensor:
+    """A fixed gradient for ``out``: 1 for a loss, else noise in its shape."""
+    if out.dim() == 0:
+        return torch.ones_like(out)
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+
+
+def build_sides(case: Case, rivals: Sequence[str]) -> dict[str, Side]:
+    """mmkern first, then those of ``rivals`` ("eager", "compile", "peer") that the case has."""
+    args = case.arguments()
+    leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    sides = {"mmkern": Side(getattr(ops, case.op), args, leaves)}
+    formula = case.family.rivals[case.op]
+    if "eager" in rivals:
+        sides["eager"] = Side(formula, args, leaves)
+    if "compile" in rivals:
+        torch._dynamo.reset()  # else a function seen on another shape is compiled for sizes unknown
+        sides["compile"] = Side(torch.compile(formula, dynamic=False), args, leaves)
+    if "peer" in rivals and case.with_peer and case.family.peer:
+        peer = case.family.peer(case.op, args)
+        sides[case.family.peer_name] = Side(peer.function, peer.args, peer.leaves, peer.comparable)
+    return sides
+
+
+def yardstick(case: Case, args: Sequence[Any]) -> Thunk:
+    """What ``case.yardstick`` times."""
+    lead: Tensor = max((a for a in args if isinstance(a, Tensor)), key=Tensor.numel).detach()
+    if case.yardstick == "bare kernel":
+        return _bare_kernel(case, args)
+    if case.yardstick == "x * 2":
+        x = lead.clone().requires_grad_()
+        return lambda: x * 2
+    if case.yardstick == "sgemm":
+        x, y = (a.detach() for a in args[:2])
+        return lambda: torch.mm(x, y.T)
+    return lead.clone
+
+
+def _bare_kernel(case: Case, args: Sequence[Any]) -> Thunk:
+    """``empty_like`` and the kernel: the least that a call could cost."""
+    from mmkern import _C
+
+    kernel, lead = getattr(_C, case.op), args[0]
+    return lambda: kernel(*args, torch.empty_like(lead), case.threads)
+
+
+def check(case: Case, sides: dict[str, Side]) -> None:
+    """Hold mmkern to the numerics contract, and each rival to mmkern. Raises WrongResultError or ContractError."""
+    ours = sides["mmkern"]
+    with mmkern.verify():
+        out = ours.forward()
+        gradients = ours.gradients(gradient_of(out)) if case.mode == "forward+backward" else ()
+    # The way through verify() is not the one that is timed.
+    if not torch.equal(out, ours.forward()):
+        raise WrongResultError(f"{case}: a second call gives other bits")
+    for name, side in sides.items():
+        if name == "mmkern":
+            continue
+        _close(f"{case}, {name}", side.comparable(side.forward()), out, FORWARD_TOLERANCE)
+        if gradients and side.leaves is ours.leaves:
+            for leaf, (theirs, mine) in enumerate(zip(side.gradients(gradient_of(out)), gradients, strict=True)):
+                _close(f"{case}, {name}, gradient {leaf}", theirs, mine, BACKWARD_TOLERANCE)
+
+
+def _close(what: str, theirs: Tensor, ours: Tensor, tolerance: float) -> None:
+    theirs, ours = theirs.detach(), ours.detach()
+    if theirs.shape != ours.shape:
+        raise WrongResultError(f"{what}: shape {list(theirs.shape)}, mmkern's {list(ours.shape)}")
+    if not theirs.isfinite().float().mean() > 0.99:  # a rival may break in single places, and then stays a rival
+        raise WrongResultError(f"{what}: not finite")
+    tolerance = max(tolerance, 16 * torch.finfo(ours.dtype).eps)
+    error = testing.relative_error(theirs, ours.double()).max().item()
+    if not error <= tolerance:
+        raise WrongResultError(f"{what}: differs from mmkern by {error:.1e} of the scale, allowed {tolerance:.1e}")

@@ -1,0 +1,133 @@
+"""What an op asks of its arguments. Every check names the op, the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = dict[str, Any]
+Check = Callable[[str, Arguments], None]
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def floating_rows(*names: str, axes: int = 1) -> Check:
+    """Floating tensors of one dtype and device with at least ``axes`` axes."""
+
+    def check(op: str, args: Arguments) -> None:
+        first = args[names[0]]
+        for name in names:
+            x = args[name]
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor")
+            if x.dtype not in FLOATING:
+                raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
+            if x.dtype != first.dtype:
+                raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {first.dtype} as {names[0]}")
+            if x.device != first.device:
+                raise ValueError(f"{op}: {name} is on {x.device}, expected {first.device} as {names[0]}")
+            if x.dim() < axes:
+                raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected at least {axes} axes")
+
+    return check
+
+
+def broadcastable(*names: str) -> Check:
+    """Tensors whose last axes are equal and whose leading axes broadcast."""
+
+    def check(op: str, args: Arguments) -> None:
+        first = args[names[0]]
+        for name in names[1:]:
+            x = args[name]
+            if x.shape[-1] != first.shape[-1]:
+                raise ValueError(
+                    f"{op}: {name} has shape {list(x.shape)}, expected a last axis of {first.shape[-1]} as {names[0]}"
+                )
+            try:
+                torch.broadcast_shapes(first.shape, x.shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"{op}: {name} has shape {list(x.shape)}, which does not broadcast with {list(first.shape)} of {names[0]}"
+                ) from None
+
+    return check
+
+
+def matrices(*names: str) -> Check:
+    """Two-dimensional tensors with equal last axes."""
+
+    def check(op: str, args: Arguments) -> None:
+        width = args[names[0]].shape[-1]
+        for name in names:
+            shape = args[name].shape
+            if len(shape) != 2 or shape[-1] != width:
+                raise ValueError(f"{op}: {name} has shape {list(shape)}, expected [rows, {width}]")
+
+    return check
+
+
+def positive(name: str, beside: str) -> Check:
+    """A float above zero, or a 0-d floating tensor on the device of ``beside`` (its value is not read on a GPU)."""
+
+    def check(op: str, args: Arguments) -> None:
+        value = args[name]
+        if isinstance(value, Tensor):
+            _check_scalar_tensor(op, name, value, args[beside])
+            if not _is_readable(value):
+                return
+            value = value.item()
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a float or a 0-d Tensor")
+        if not value > 0:
+            raise ValueError(f"{op}: {name} is {value}, expected a number above 0")
+
+    return check
+
+
+def _is_readable(value: Tensor) -> bool:
+    """Whether the value is there to be read: on the CPU, and not a tracer's or a transform's stand-in."""
+    return (
+        not torch.compiler.is_compiling()
+        and value.device.type == "cpu"
+        and type(value) in (Tensor, torch.nn.Parameter)
+        and torch._C._functorch.maybe_current_level() is None
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+def _check_scalar_tensor(op: str, name: str, value: Tensor, beside: Tensor) -> None:
+    if value.dim() != 0:
+        raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected a float or a 0-d tensor")
+    if not value.is_floating_point():
+        raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected a floating dtype")
+    if value.device != beside.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, expected {beside.device}")
+
+
+def non_negative_number(name: str) -> Check:
+    def check(op: str, args: Arguments) -> None:
+        value = args[name]
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a float")
+        if not value >= 0:
+            raise ValueError(f"{op}: {name} is {value}, expected a number of at least 0")
+
+    return check
+
+
+def trailing(name: str, of: str, drop: int) -> Check:
+    """``name`` has the shape of ``of`` without its last ``drop`` axes."""
+
+    def check(op: str, args: Arguments) -> None:
+        got, wanted = list(args[name].shape), list(args[of].shape[:-drop])
+        if got != wanted:
+            raise ValueError(f"{op}: {name} has shape {got}, expected {wanted}")
+
+    return check

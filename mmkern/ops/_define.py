@@ -1,0 +1,481 @@
+"""From one statement of an op to everything torch asks of it.
+
+``define`` takes the schema, the checks, the shape of the output and the reference. From these follow the eager call,
+autograd, the registered ``torch.ops.mmkern`` op with its fake, autocast and vmap rules, and the choice of a backend,
+whose kernels are found by the op's name.
+
+A call takes one of four ways:
+
+* eager: straight to the kernel, through one classic ``autograd.Function`` where a gradient is needed. About 1 µs.
+* a compiler or a dispatch mode is active, or a tensor subclass came: ``torch.ops.mmkern.<name>``.
+* a functorch transform is active: a second Function with ``setup_context`` and ``vmap``.
+* forward-mode AD is active, or the reference was chosen: the reference, differentiated by PyTorch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mmkern import backends, memory, testing
+from mmkern.backends import settings
+
+from ._checks import Arguments, Check, accumulation_dtype
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_DEVICES = ("cpu", "cuda")
+_SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+_library = torch.library.Library("mmkern", "DEF")
+
+# The shape of the result, from the arguments in order.
+Shape = Callable[[Sequence[Any]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a schema.
+
+    A *vector* is read row by row; a *row scalar* has one number a row; a *scalar* is a 0-d tensor and may be a float in
+    the public call; an *option* is no tensor.
+    """
+
+    name: str
+    kind: Literal["vector", "row_scalar", "scalar", "option"]
+
+
+def like(argument: int) -> Shape:
+    return lambda args: args[argument].shape
+
+
+def rows_of(argument: int) -> Shape:
+    """One number a row: the shape without its last axis."""
+    return lambda args: args[argument].shape[:-1]
+
+
+def pairs_of(x: int, y: int) -> Shape:
+    return lambda args: (args[x].shape[0], args[y].shape[0])
+
+
+def _intercepted() -> bool:
+    """Whether something between the caller and the kernel must see this call."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+@dataclass(eq=False)
+class Op:
+    """An op: callable with the arguments of its schema. See :func:`define`."""
+
+    name: str
+    family: str
+    arguments: tuple[Argument, ...]
+    reference: Callable[..., Tensor]
+    output: Shape
+    requires: Sequence[Check]
+    arrange: Callable[[Arguments], Arguments]
+    autocast_float32: bool
+    second_derivative: bool
+    _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
+    _forward_kernels: dict[torch.dtype, backends.Kernel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kinds = [a.kind for a in self.arguments]
+        self.lead = kinds.index("vector")
+        self.vectors = tuple(i for i, kind in enumerate(kinds) if kind in ("vector", "row_scalar"))
+        self.tensors = tuple(i for i, kind in enumerate(kinds) if kind != "option")
+        self.scalars = tuple(i for i, kind in enumerate(kinds) if kind == "scalar")
+        self.names = tuple(a.name for a in self.arguments)
+
+    # ---- The call ----------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._registered(self._prepare(args))
+        lead = args[self.lead]
+        if type(lead) in _PLAIN_TYPES and lead.is_cpu and settings.default and not _intercepted():
+            try:
+                return self._eager_cpu(args, lead)
+            except (ValueError, AttributeError):  # not what a kernel takes as it is: an error that names it, or a copy
+                pass
+        return self._routed(self._prepare(args))
+
+    def _eager_cpu(self, args: Sequence[Any], lead: Tensor) -> Tensor:
+        """The shortest way: the kernel itself checks the arguments and raises ValueError."""
+        dtype = lead.dtype
+        kernel = self._forward_kernels.get(dtype) or self._find_forward(lead)
+        if dtype in _SIXTEEN_BITS and torch.is_autocast_enabled("cpu"):
+            return self._routed(self._prepare(args))
+        if torch.is_grad_enabled():
+            for i in self.tensors:
+                if type(args[i]) is not float and args[i].requires_grad:
+                    return _Function.apply(self, *args)  # type: ignore[no-any-return]
+        return self._launch(kernel, args, lead)
+
+    def _launch(self, kernel: backends.Kernel, args: Sequence[Any], lead: Tensor) -> Tensor:
+        out = memory.empty(self.output(args), lead)
+        if _profiling():
+            with torch.profiler.record_function(f"mmkern::{self.name}"):
+                kernel(*args, out)
+        else:
+            kernel(*args, out)
+        return out
+
+    def _find_forward(self, lead: Tensor) -> backends.Kernel:
+        kernel = self._kernel(self.name, lead)
+        if kernel is None:
+            raise ValueError(f"{self.name} has no CPU kernel for {lead.dtype}")
+        self._forward_kernels[lead.dtype] = kernel
+        return kernel
+
+    def _routed(self, args: Sequence[Any]) -> Tensor:
+        lead = args[self.lead]
+        if forward_ad._current_level >= 0:
+            return self.reference(*args)
+        if torch._C._functorch.maybe_current_level() is not None:
+            return _TransformableFunction.apply(self, *args)  # type: ignore[no-any-return]
+        is_plain = all(type(args[i]) in _PLAIN_TYPES for i in self.vectors)
+        if not is_plain or torch._C._len_torch_dispatch_stack() or lead.device.type not in _DEVICES:
+            return self._registered(args)
+        if backends.choose(self, lead) is None:
+            return self.reference(*args)
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return _Function.apply(self, *args)  # type: ignore[no-any-return]
+        return self.run(*args)
+
+    def _prepare(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Checked, cast, broadcast and laid out as kernels want them."""
+        if len(args) != len(self.arguments):
+            raise TypeError(f"{self.name}: got {len(args)} arguments, expected {', '.join(self.names)}")
+        lead = args[self.lead]
+        if isinstance(lead, Tensor) and lead.device.type in _DEVICES and torch.is_autocast_enabled(lead.device.type):
+            args = self._autocast(args)
+        named = dict(zip(self.names, args, strict=True))
+        for check in self.requires:
+            check(self.name, named)
+        named = self.arrange(named)
+        for i in self.vectors:
+            x = named[self.names[i]]
+            named[self.names[i]] = dense_rows(x) if self.arguments[i].kind == "vector" else x.contiguous()
+        for i in self.scalars:
+            value = named[self.names[i]]
+            if isinstance(value, Tensor):
+                named[self.names[i]] = value.to(accumulation_dtype(named[self.names[self.lead]].dtype))
+        return tuple(named.values())
+
+    def _autocast(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        if not self.autocast_float32:
+            return tuple(args)
+        return tuple(a.float() if isinstance(a, Tensor) and a.dtype.itemsize == 2 else a for a in args)
+
+    # ---- Running a kernel --------------------------------------------------------------------------------------
+
+    def run(self, *args: Any) -> Tensor:
+        """The forward kernel, or the reference where there is none; no autograd."""
+        lead = args[self.lead]
+        kernel = self._kernel(self.name, lead)
+        if kernel is None:
+            with torch.no_grad():
+                return self.reference(*args)
+        out = self._launch(kernel, args, lead)
+        if settings.verify:
+            testing.verify_forward(self, args, out)
+        return out
+
+    def run_backward(self, grad: Tensor, wanted: Sequence[bool], *args: Any) -> list[Tensor | None]:
+        """Gradients for the tensor arguments that are wanted, in their order; None for the others."""
+        lead = args[self.lead]
+        kernel = self._kernel(f"{self.name}_backward", lead)
+        if kernel is None:
+            return self.reference_gradients(grad, wanted, args, create_graph=False)
+        gradients = [
+            self._empty_gradient(i, args[i], lead) if want else None
+            for i, want in zip(self.tensors, wanted, strict=True)
+        ]
+        with torch.profiler.record_function(f"mmkern::{self.name}_backward") if _profiling() else nullcontext():
+            kernel(self._dense_gradient(grad, lead), *args, *gradients)
+        if settings.verify:
+            testing.verify_backward(self, grad, args, gradients)
+        for slot, i in enumerate(self.tensors):
+            gradient = gradients[slot]
+            if gradient is not None and gradient.dtype != args[i].dtype:
+                gradients[slot] = gradient.to(args[i].dtype)
+        return gradients
+
+    def reference_gradients(
+        self, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any], create_graph: bool
+    ) -> list[Tensor | None]:
+        """The same gradients by PyTorch's autograd of the reference; differentiable again with ``create_graph``."""
+        with torch.enable_grad():
+            # Views, so that an argument passed twice keeps two gradients.
+            inputs = [args[i].view_as(args[i]) if want else args[i] for i, want in zip(self.tensors, wanted, strict=True)]
+            if not create_graph:
+                inputs = [x.detach().requires_grad_() if want else x for x, want in zip(inputs, wanted, strict=True)]
+            full = list(args)
+            for i, x in zip(self.tensors, inputs, strict=True):
+                full[i] = x
+            out = self.reference(*full)
+            chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(out, chosen, grad, create_graph=create_graph, allow_unused=True))
+        return [next(found) if want else None for want in wanted]
+
+    def _kernel(self, name: str, lead: Tensor) -> backends.Kernel | None:
+        if settings.default:
+            found = self._kernels.get((name, lead.is_cpu, lead.dtype))
+            if found is not None:
+                return found
+        backend = backends.choose(self, lead)
+        if backend is None:
+            return None
+        kernel = backend.find(self.family, name)
+        if settings.default:
+            self._kernels[name, lead.is_cpu, lead.dtype] = kernel
+        return kernel
+
+    def _dense_gradient(self, grad: Tensor, lead: Tensor) -> Tensor:
+        return dense_rows(grad) if grad.shape[-1:] == lead.shape[-1:] and grad.dim() > 1 else grad.contiguous()
+
+    def _empty_gradient(self, index: int, arg: Tensor, lead: Tensor) -> Tensor:
+        if index in self.scalars:
+            return torch.empty((), dtype=accumulation_dtype(lead.dtype), device=lead.device)
+        return memory.empty(arg.shape, arg)
+
+    # ---- The registered op -------------------------------------------------------------------------------------
+
+    def _registered(self, args: Sequence[Any]) -> Tensor:
+        full = list(args)
+        lead = full[self.lead]
+        for i in self.scalars:
+            if not isinstance(full[i], Tensor):
+                # ones * value compiles once for all values; torch.full and torch.as_tensor once for each.
+                full[i] = torch.ones((), dtype=accumulation_dtype(lead.dtype), device=lead.device) * full[i]
+        result: Tensor = getattr(torch.ops.mmkern, self.name)(*full)
+        return result
+
+    def wanted(self, needs_input_grad: Sequence[bool]) -> list[bool]:
+        return [needs_input_grad[i] for i in self.tensors]
+
+    def spread(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """One entry an argument, None for the options."""
+        found = dict(zip(self.tensors, gradients, strict=True))
+        return tuple(found.get(i) for i in range(len(self.arguments)))
+
+    def vmap(self, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+        """Row-wise ops take the batch as one more leading axis; the others go through the reference."""
+        scalars_batched = any(in_dims[i] is not None for i in self.scalars)
+        if scalars_batched or not self.takes_leading_axes:
+            return torch.func.vmap(self.reference, in_dims=tuple(in_dims))(*args), 0  # type: ignore[attr-defined]
+        moved = list(args)
+        for i in self.vectors:
+            dim = in_dims[i]
+            moved[i] = args[i].expand(info.batch_size, *args[i].shape) if dim is None else args[i].movedim(dim, 0)
+        return self(*moved), 0
+
+    @property
+    def takes_leading_axes(self) -> bool:
+        return "pairwise" not in self.name
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """``x`` itself where its last axis is dense and its leading axes collapse to one stride, else a copy."""
+    if x.is_contiguous() or x.dim() == 0:
+        return x
+    if x.dim() > 1 and x.shape[-1] > 1 and x.stride(-1) != 1:
+        return x.contiguous()
+    expected = None
+    for size, stride in list(zip(x.shape, x.stride(), strict=True))[-2::-1]:
+        if size == 1:
+            continue
+        if expected is not None and stride != expected:
+            return x.contiguous()
+        expected = stride * size
+    return x if x.dim() > 1 else x.contiguous()
+
+
+_profiling = torch._C._autograd._profiler_enabled
+
+
+# ---- Autograd --------------------------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, op: Op, args: Sequence[Any]) -> None:
+    ctx.op = op
+    ctx.save_for_backward(*(args[i] for i in op.tensors if isinstance(args[i], Tensor)))
+    ctx.rest = [None if i in op.tensors and isinstance(a, Tensor) else a for i, a in enumerate(args)]
+
+
+def _restore(ctx: Any) -> list[Any]:
+    saved = iter(ctx.saved_tensors)
+    op: Op = ctx.op
+    return [next(saved) if value is None and i in op.tensors else value for i, value in enumerate(ctx.rest)]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    op: Op = ctx.op
+    args = _restore(ctx)
+    wanted = op.wanted(ctx.needs_input_grad[1:])
+    if not torch.is_grad_enabled():  # True exactly with create_graph=True
+        return None, *op.spread(op.run_backward(grad, wanted, *args))
+    if op.second_derivative:
+        return None, *op.spread(op.reference_gradients(grad, wanted, args, create_graph=True))
+    return None, *op.spread(_OnceDifferentiable.apply(op, wanted, grad, *args))
+
+
+class _Function(torch.autograd.Function):
+    """The eager path: the classic form, which costs a quarter of ``setup_context``'s."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, *args: Any) -> Tensor:
+        _save(ctx, op, args)
+        return op.run(*args)
+
+    backward = staticmethod(_backward)  # type: ignore[assignment]
+
+
+class _TransformableFunction(torch.autograd.Function):
+    """The same under torch.func transforms."""
+
+    @staticmethod
+    def forward(op: Op, *args: Any) -> Tensor:
+        return op.run(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, inputs[0], inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        op: Op = ctx.op
+        wanted = op.wanted(ctx.needs_input_grad[1:])
+        # Transforms nest, so each level differentiates the one below: always the reference.
+        return None, *op.spread(op.reference_gradients(grad, wanted, _restore(ctx), create_graph=True))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+        return op.vmap(info, in_dims[1:], *args)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """Gradients of an op that has no second derivative: asking for one raises instead of dropping the term."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, wanted: list[bool], grad: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+        ctx.op = op
+        return tuple(op.run_backward(grad, wanted, *args))
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError(_no_second_derivative(ctx.op))
+
+
+def _no_second_derivative(op: Op) -> str:
+    return f"{op.name} has no second derivative; use mmkern.use_backend('reference') for one"
+
+
+def _plain(args: Sequence[Any]) -> list[Any]:
+    """What a registered op was given, without the subclass of a tensor that has no dispatch of its own."""
+    return [a.as_subclass(Tensor) if isinstance(a, Tensor) and type(a) not in _PLAIN_TYPES else a for a in args]
+
+
+# ---- Registration ----------------------------------------------------------------------------------------------------
+
+_ARGUMENT = re.compile(r"(Tensor|float|int|bool) (\w+)")
+
+
+def define(
+    schema: str,
+    *,
+    family: str,
+    reference: Callable[..., Tensor],
+    output: Shape,
+    requires: Sequence[Check],
+    kinds: Mapping[str, Literal["scalar", "row_scalar"]],
+    arrange: Callable[[Arguments], Arguments] = lambda args: args,
+    autocast_float32: bool = True,
+    second_derivative: bool = True,
+) -> Op:
+    """State an op once; returns the callable.
+
+    Args:
+        schema: ``"name(Tensor x, Tensor curvature, float eps) -> Tensor"``, as registered with torch.
+        family: the name of the family's files on every floor.
+        reference: the meaning, called with the arguments in order.
+        output: the shape of the result; its dtype is that of the first vector argument.
+        requires: checks, run in order where a call is not already what a kernel takes.
+        kinds: which tensor arguments are not vectors (see :class:`Argument`).
+        arrange: brings checked arguments to the shapes that kernels take (broadcasting).
+        autocast_float32: under autocast, run in float32.
+        second_derivative: the reference can be differentiated twice.
+    """
+    name, _, rest = schema.partition("(")
+    arguments = tuple(
+        Argument(argument, "option" if kind != "Tensor" else kinds.get(argument, "vector"))
+        for kind, argument in _ARGUMENT.findall(rest)
+    )
+    op = Op(name, family, arguments, reference, output, requires, arrange, autocast_float32, second_derivative)
+    _register(op, schema)
+    return op
+
+
+def _register(op: Op, schema: str) -> None:
+    inputs = schema[schema.index("(") + 1 : schema.rindex(")")]
+    results = ", ".join(["Tensor"] * len(op.tensors))
+    backward_name = f"{op.name}_backward"
+    _library.define(schema)
+    _library.define(f"{backward_name}(Tensor grad, {inputs}, bool[{len(op.tensors)}] wanted) -> ({results})")
+    qualified, qualified_backward = f"mmkern::{op.name}", f"mmkern::{backward_name}"
+
+    def forward(*args: Any) -> Tensor:
+        return op.run(*op._prepare(_plain(args)))
+
+    def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        *rest, wanted = args
+        grad, *rest = _plain([grad, *rest])
+        gradients = op.run_backward(grad, wanted, *op._prepare(rest))
+        return tuple(
+            grad.new_empty(0) if g is None else g.to(rest[i].dtype) for i, g in zip(op.tensors, gradients, strict=True)
+        )
+
+    def fake(*args: Any) -> Tensor:
+        return args[op.lead].new_empty(op.output(args))
+
+    def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        *rest, wanted = args
+        return tuple(
+            rest[i].new_empty(rest[i].shape) if want else grad.new_empty(0)
+            for i, want in zip(op.tensors, wanted, strict=True)
+        )
+
+    for key in ("CPU", "CUDA"):
+        _library.impl(op.name, forward, key)
+        _library.impl(backward_name, backward, key)
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_fake(qualified_backward, fake_backward, lib=_library)
+    torch.library.register_vmap(qualified, op.vmap, lib=_library)
+    if op.autocast_float32:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(qualified, device, torch.float32, lib=_library)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save(ctx, op, inputs)
+
+    def autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = op.wanted(ctx.needs_input_grad)
+        found = getattr(torch.ops.mmkern, backward_name)(grad, *_restore(ctx), wanted)
+        found = found if isinstance(found, tuple | list) else (found,)
+        return op.spread([g if want else None for g, want in zip(found, wanted, strict=True)])
+
+    def refuse(ctx: Any, *_: Tensor) -> None:
+        raise NotImplementedError(_no_second_derivative(op))
+
+    torch.library.register_autograd(qualified, autograd, setup_context=setup_context, lib=_library)
+    torch.library.register_autograd(qualified_backward, refuse, lib=_library)

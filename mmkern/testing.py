@@ -1,0 +1,166 @@
+"""The numerics contract: when a kernel's result is right.
+
+The oracle is the reference in float64 on the rounded inputs. A result passes when its error against the oracle is at
+most ``factor`` times that of the reference run by PyTorch in the kernel's own dtype, plus one ulp of the result's
+scale, the largest magnitude in its row. ``factor`` is 2 forward and 3 backward. The oracle has no more digits than a
+float64 result; there the bound is ``16 ε √n`` of the scale, n the length of the longest sum, or, where the formula itself
+loses digits, ``factor`` times the error of the reference in float32, scaled by the ratio of the two ε.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mmkern.ops._define import Op
+
+FORWARD_FACTOR = 2.0
+BACKWARD_FACTOR = 3.0
+DRAWS = 6
+
+
+class ContractError(AssertionError):
+    """A kernel's result is outside the numerics contract."""
+
+
+def check_contract(
+    what: str,
+    actual: Tensor,
+    oracle: Tensor,
+    eager_error: float,
+    *,
+    factor: float,
+    longest_sum: int,
+    scale: Tensor | None = None,
+) -> None:
+    """Raise :class:`ContractError` where ``actual`` misses the contract.
+
+    Args:
+        what: names the result in the error.
+        actual: the kernel's result, any floating dtype.
+        oracle: the same in float64.
+        eager_error: of the reference run in the dtype of ``actual``, relative to ``scale``.
+        factor: how many times the error of ``eager`` is allowed.
+        longest_sum: n of the float64 bound.
+        scale: the largest magnitude that was added up, where the result itself does not show it; by default each
+            row's largest result.
+    """
+    if actual.shape != oracle.shape:
+        raise ContractError(f"{what}: shape {list(actual.shape)}, expected {list(oracle.shape)}")
+    if actual.numel() == 0:
+        return
+    if not torch.equal(actual.isnan(), oracle.isnan()):
+        raise ContractError(f"{what}: NaN expected elsewhere, first at {_where(actual.isnan() != oracle.isnan())}")
+    error = relative_error(actual, oracle, scale)
+    allowed = factor * eager_error + torch.finfo(actual.dtype).eps
+    if actual.dtype == torch.float64:
+        allowed = max(factor * eager_error, 16 * torch.finfo(actual.dtype).eps * longest_sum**0.5)
+    if not error.max().item() <= allowed:
+        raise ContractError(
+            f"{what}: error {error.max().item():.2e} of the scale at {_where(error == error.max())}, "
+            f"allowed {allowed:.2e} (PyTorch's own: {eager_error:.2e})"
+        )
+
+
+def relative_error(actual: Tensor, oracle: Tensor, scale: Tensor | None = None) -> Tensor:
+    """``|actual − oracle|`` over the scale; 0 where the oracle leaves the range of the dtype or PyTorch gives NaN."""
+    limits = torch.finfo(actual.dtype)
+    finite = oracle.isfinite() & (oracle.abs() <= limits.max)
+    if scale is None:
+        magnitude = oracle.abs().where(finite, 0.0)
+        scale = magnitude.amax(-1, keepdim=True) if magnitude.dim() > 0 else magnitude
+    error = (actual.double() - oracle).abs() / scale.clamp_min(limits.tiny)
+    return error.where(finite & ~error.isnan(), 0.0)
+
+
+def _where(mask: Tensor) -> list[int]:
+    return [int(i) for i in mask.nonzero()[0]] if mask.dim() else []
+
+
+def in_dtype(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    return [a.detach().to(dtype) if isinstance(a, Tensor) else a for a in args]
+
+
+def verify_forward(op: Op, args: Sequence[Any], out: Tensor) -> None:
+    """Hold the result of one call to the contract."""
+    with torch.no_grad():
+        oracle = op.reference(*in_dtype(args, torch.float64))
+        eager_error = _eager_error(op, args, lambda given: [op.reference(*given)], [None])[0]
+    check_contract(op.name, out, oracle, eager_error, factor=FORWARD_FACTOR, longest_sum=_longest_sum(op, args))
+
+
+def verify_backward(op: Op, grad: Tensor, args: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
+    """Hold the gradients of one call to the contract; None stands for one that was not asked for."""
+    wanted = [g is not None for g in gradients]
+    wide = in_dtype(args, torch.float64)
+
+    def run(given: Sequence[Any]) -> list[Tensor | None]:
+        return op.reference_gradients(grad.to(_lead_dtype(op, given)), wanted, given, create_graph=False)
+
+    oracles = run(wide)
+    scales = [_largest_term(op, i, grad.double(), wide) if i in op.scalars and want else None for i, want in zip(op.tensors, wanted, strict=True)]
+    eager_errors = _eager_error(op, args, run, scales)
+    for slot, index in enumerate(op.tensors):
+        actual, oracle = gradients[slot], oracles[slot]
+        if actual is not None and oracle is not None:
+            what = f"{op.name}, gradient of {op.names[index]}"
+            n = _longest_sum(op, args)
+            check_contract(
+                what, actual, oracle, eager_errors[slot], factor=BACKWARD_FACTOR, longest_sum=n, scale=scales[slot]
+            )
+
+
+def _eager_error(
+    op: Op, args: Sequence[Any], run: Callable[[Sequence[Any]], Sequence[Tensor | None]], scales: Sequence[Tensor | None]
+) -> list[float]:
+    """The largest error of PyTorch's own over a few problems an ulp apart: that of a single one is a matter of luck.
+
+    For float64 the errors are those of float32, scaled by the ratio of the two ε.
+    """
+    dtype = _lead_dtype(op, args)
+    eager_dtype = torch.float32 if dtype == torch.float64 else dtype
+    worst = [0.0] * len(scales)
+    generator = torch.Generator().manual_seed(0)
+    for draw in range(DRAWS):
+        near = in_dtype(args, eager_dtype) if dtype != eager_dtype else list(args)
+        if draw > 0:
+            near = [_nudged(a, generator) if isinstance(a, Tensor) and a.dim() > 0 else a for a in near]
+        oracles = run(in_dtype(near, torch.float64))
+        for slot, (actual, oracle) in enumerate(zip(run(near), oracles, strict=True)):
+            if actual is not None and oracle is not None and actual.numel():
+                error = relative_error(actual.detach(), oracle.detach(), scales[slot]).max().item()
+                worst[slot] = max(worst[slot], error)
+    ratio = torch.finfo(dtype).eps / torch.finfo(eager_dtype).eps
+    return [error * ratio for error in worst]
+
+
+def _nudged(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each element moved by up to one ulp."""
+    step = torch.randint(-1, 2, x.shape, generator=generator).to(x.device)
+    return (x.double() * (1 + step * torch.finfo(x.dtype).eps)).to(x.dtype)
+
+
+def _lead_dtype(op: Op, args: Sequence[Any]) -> torch.dtype:
+    dtype: torch.dtype = args[op.lead].dtype
+    return dtype
+
+
+def _largest_term(op: Op, index: int, grad: Tensor, args: Sequence[Any]) -> Tensor:
+    """A scalar's gradient is a sum over rows of ``g·∂out/∂scalar``: the largest ``|g||∂out/∂scalar|`` of a row."""
+    if grad.numel() == 0:
+        return grad.new_zeros(())
+
+    def of_scalar(value: Tensor) -> Tensor:
+        return op.reference(*args[:index], value, *args[index + 1 :])
+
+    _, slope = torch.func.jvp(of_scalar, (args[index],), (torch.ones_like(args[index]),))  # type: ignore[attr-defined]
+    slope, grad = torch.atleast_1d(slope), torch.atleast_1d(grad)
+    return (slope.norm(dim=-1) * grad.norm(dim=-1)).max()
+
+
+def _longest_sum(op: Op, args: Sequence[Any]) -> int:
+    return max(args[i].numel() for i in op.vectors)

@@ -1,0 +1,104 @@
+"""Builds CUDA sources as plain C++ and runs their kernels on CPU tensors: see ``shim.h``."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import functools
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+BUILD = REPOSITORY / "build" / "cuda_on_host"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+class Order(enum.IntEnum):
+    """In which order blocks, and the threads of a block, run."""
+
+    forward = 0
+    reverse = 1
+    random = 2
+
+
+def _flags() -> tuple[str, ...]:
+    fma = "fma" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if os.path.exists("/proc/cpuinfo") else False
+    return ("-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-fPIC", "-shared", *(("-mfma", "-mavx2") if fma else ()))
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """The environment of a Python that loads a sanitized library."""
+    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    return os.environ | {
+        "LD_PRELOAD": str(Path(runtime.stdout.strip()).resolve()),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+@functools.cache
+def build(source: str, sanitize: bool = False) -> Path:
+    """The shared library of ``source`` (a file of this folder), compiled unless an equal one is there."""
+    flags = (*_flags(), *(SANITIZE if sanitize else ()))
+    read = sorted([*HERE.glob("*.h"), HERE / source, *(REPOSITORY / "csrc").glob("*.h"), *(REPOSITORY / "csrc" / "cuda").iterdir()])
+    key = hashlib.sha256(" ".join(flags).encode())
+    for path in read:
+        key.update(path.name.encode() + path.read_bytes())
+    library = BUILD / f"{Path(source).stem}{'-sanitized' if sanitize else ''}-{key.hexdigest()[:16]}.so"
+    if not library.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        for old in BUILD.glob(f"{library.name.rsplit('-', 1)[0]}-????????????????.so"):
+            old.unlink()
+        partial = library.with_suffix(f".{os.getpid()}")
+        command = ["g++", *flags, "-include", str(HERE / "shim.h"), str(HERE / source), "-o", str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        partial.replace(library)
+    return library
+
+
+class HostLauncher:
+    """The kernels of one library, launched as mmkern.backends.cuda_launch launches on a device."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.cuda_on_host_kernels.restype = ctypes.c_char_p
+        self._library.cuda_on_host_launch.restype = ctypes.c_char_p
+        lines = self._library.cuda_on_host_kernels().decode().splitlines()
+        self.kernels = {name: int(size) for size, _, name in (line.partition(" ") for line in lines)}
+        self.launched: set[str] = set()
+
+    def __call__(
+        self,
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: ctypes.Structure,
+        device: torch.device,
+        shared_bytes: int = 0,
+    ) -> None:
+        assert device.type == "cpu", "the host runs kernels on CPU tensors"
+        self.launched.add(kernel)
+        size = ctypes.sizeof(arguments)
+        error = self._library.cuda_on_host_launch(
+            kernel.encode(), *grid, threads, ctypes.c_size_t(shared_bytes), ctypes.byref(arguments), ctypes.c_size_t(size)
+        )
+        if error:
+            raise RuntimeError(error.decode())
+
+    @contextlib.contextmanager
+    def order(self, order: Order, seed: int = 0) -> Iterator[None]:
+        self._library.cuda_on_host_set_order(int(order), seed)
+        try:
+            yield
+        finally:
+            self._library.cuda_on_host_set_order(int(Order.forward), 0)

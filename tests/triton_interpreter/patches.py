@@ -1,0 +1,142 @@
+"""What Triton's interpreter needs before its answers can be trusted. Import only with TRITON_INTERPRET=1.
+
+As shipped, its bfloat16 is wrong (casts truncate, ``tl.dot`` multiplies bit patterns), it shows nothing of TF32's lost
+digits, a scalar comparison cannot be broadcast, and each call of a device function patches all of ``triton.language`` anew.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+from triton._C.libtriton import ir
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, _get_np_dtype
+
+if not triton.knobs.runtime.interpret:
+    raise ImportError("TRITON_INTERPRET=1 must be set before triton is imported")
+
+MAX_PROGRAMS = 64
+
+
+def to_float32(data: np.ndarray, dtype: tl.dtype) -> np.ndarray:
+    if dtype == tl.bfloat16:
+        return (data.astype(np.uint32) << 16).view(np.float32)
+    return data.astype(np.float32)
+
+
+def to_bfloat16(data: np.ndarray) -> np.ndarray:
+    """Bits of ``data`` rounded to nearest even."""
+    bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(data), 0x7FC0, rounded).astype(np.uint16)
+
+
+def _cast(self: InterpreterBuilder, src: TensorHandle, dst_type: Any) -> TensorHandle:
+    target = dst_type.scalar
+    data = to_float32(src.data, src.dtype.scalar) if src.dtype.scalar == tl.bfloat16 else src.data
+    if target == tl.bfloat16:
+        return TensorHandle(to_bfloat16(data).reshape(np.shape(data)), target)
+    return TensorHandle(data.astype(_get_np_dtype(dst_type)), target)
+
+
+def _dot(
+    self: InterpreterBuilder, a: TensorHandle, b: TensorHandle, d: TensorHandle, input_precision: Any, _: Any
+) -> TensorHandle:
+    operands = [to_float32(handle.data, handle.dtype.scalar) for handle in (a, b)]
+    if a.dtype.scalar == tl.float32 and input_precision != ir.INPUT_PRECISION.IEEE:
+        for operand in operands:
+            if (operand[np.isfinite(operand)].view(np.uint32) & 0x1FFF).any():
+                raise ValueError("tl.dot: a TF32 dot of operands that TF32 rounds")
+    return TensorHandle(np.matmul(*operands, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _splat(self: InterpreterBuilder, type_: Any, arg: TensorHandle) -> TensorHandle:
+    # The handle of a comparison carries the type of its operands; only its data is boolean.
+    return TensorHandle(np.broadcast_to(arg.data.reshape(-1)[:1], tuple(type_.shape)).copy(), arg.dtype.scalar)
+
+
+def _refuse_bfloat16(name: str) -> Callable[..., TensorHandle]:
+    """The handles hold bfloat16 as bits, on which NumPy would happily do integer arithmetic."""
+    original = getattr(InterpreterBuilder, name)
+
+    def checked(self: InterpreterBuilder, *args: Any) -> TensorHandle:
+        if any(isinstance(a, TensorHandle) and a.dtype.scalar == tl.bfloat16 for a in args):
+            raise TypeError(f"{name}: arithmetic on bfloat16; cast to float32 first")
+        return original(self, *args)
+
+    return checked
+
+
+def _set_grid(self: InterpreterBuilder, *grid: int) -> None:
+    if math.prod(grid) > MAX_PROGRAMS:
+        raise ValueError(f"a grid of {grid}: the interpreter needs milliseconds a program, keep tests under {MAX_PROGRAMS}")
+    self.grid_dim = grid
+
+
+_patched_modules: set[str] = set()
+
+
+def _call_device_function(self: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+    # A launch patches triton.language and undoes it; triton's own device functions see it as `core`, which stays patched.
+    module = self.fn.__module__
+    if module.startswith("triton.") and module not in _patched_modules:
+        interpreter._patch_lang(self.fn)
+        _patched_modules.add(module)
+    return self.rewrite()(*args, **kwargs)
+
+
+def install() -> None:
+    InterpreterBuilder.cast_impl = _cast
+    InterpreterBuilder.create_dot = _dot
+    InterpreterBuilder.create_splat = _splat
+    InterpreterBuilder.create_fp_to_fp = lambda self, src, dst_type, rounding: _cast(self, src, dst_type)
+    InterpreterBuilder.set_grid_dim = _set_grid
+    for name in ("binary_op", "unary_op", "create_fma", "create_fabs", "create_rsqrt"):
+        setattr(InterpreterBuilder, name, _refuse_bfloat16(name))
+    InterpretedFunction.__call__ = _call_device_function
+    np.seterr(all="ignore")
+
+
+@dataclass
+class Traffic:
+    """Bytes that masked loads and stores asked global memory for."""
+
+    read: int = 0
+    written: int = 0
+
+
+@contextmanager
+def counted_traffic() -> Iterator[Traffic]:
+    traffic = Traffic()
+    builder = InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def counted_load(self: InterpreterBuilder, ptrs: TensorHandle, mask: TensorHandle, *rest: Any) -> TensorHandle:
+        traffic.read += _bytes(ptrs, mask)
+        return load(self, ptrs, mask, *rest)
+
+    def counted_store(
+        self: InterpreterBuilder, ptrs: TensorHandle, value: TensorHandle, mask: TensorHandle, policy: Any
+    ) -> None:
+        traffic.written += _bytes(ptrs, mask)
+        store(self, ptrs, value, mask, policy)
+
+    builder.create_masked_load, builder.create_masked_store = counted_load, counted_store
+    try:
+        yield traffic
+    finally:
+        builder.create_masked_load, builder.create_masked_store = load, store
+
+
+def _bytes(ptrs: TensorHandle, mask: TensorHandle) -> int:
+    count = np.count_nonzero(np.broadcast_to(mask.data, ptrs.data.shape))
+    return operator.index(count) * (ptrs.get_element_ty().primitive_bitwidth // 8)
+
