@@ -50,7 +50,11 @@ class Ninja:
     def run(self) -> None:
         self.build.mkdir(parents=True, exist_ok=True)
         (self.build / "build.ninja").write_text("\n".join(self.lines) + "\n")
-        subprocess.run([_ninja(), "-C", str(self.build)], check=True, stdout=sys.stderr)
+        done = subprocess.run([_ninja(), "-C", str(self.build)], stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout, file=sys.stderr)
+        if done.returncode:
+            errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+            raise RuntimeError("the compiler failed: " + "; ".join(errors[:3] or done.stdout.splitlines()[-3:]))
 
 
 def _escape(path: Path) -> str:
@@ -92,7 +96,8 @@ class BuildNative(build_ext):
     def _build(self, name: str) -> str:
         target = Path(self.get_ext_fullpath(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        ninja = Ninja(Path(self.build_temp) / name.rpartition(".")[2].strip("_"))
+        # Beside the sources, so that a second build compiles only what changed.
+        ninja = Ninja(ROOT / "build" / "native" / name.rpartition(".")[2].strip("_"))
         return {"mmkern._C": _cpu, "mmkern._cuda": _cuda}[name](ninja, target)
 
 
@@ -133,12 +138,14 @@ def _cuda(ninja: Ninja, target: Path) -> str:
     codes = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
     newest = architectures[-1].rstrip("a")
     codes += f" -gencode arch=compute_{newest},code=compute_{newest}"
-    ninja.rule("nvcc", f"{nvcc} -std=c++17 -O3 {codes} -Xcompiler -fPIC,-fvisibility=hidden $flags -MMD -MF $out.d -c $in -o $out", depfile=True)
-    ninja.rule("cxx", f"{os.environ.get('CXX', 'g++')} -std=c++17 -O2 -fPIC -fvisibility=hidden $flags -MMD -MF $out.d -c $in -o $out", depfile=True)
+    ninja.rule(
+        "nvcc",
+        f"{nvcc} -std=c++17 -O3 {codes} -Xcompiler -fPIC,-fvisibility=hidden $flags -MMD -MF $out.d -c $in -o $out",
+        depfile=True,
+    )
     ninja.rule("link", f"{nvcc} -shared -cudart static $in -o $out", depfile=False)
     objects = [ninja.compile("nvcc", source, "cuda", "") for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
-    cuda_include = Path(shutil.which(nvcc) or nvcc).resolve().parent.parent / "include"
-    objects.append(ninja.compile("cxx", ROOT / "bindings" / "cuda.cpp", "binding", f"{_include_flags()} -isystem {cuda_include}"))
+    objects.append(ninja.compile("nvcc", ROOT / "bindings" / "cuda.cpp", "binding", _include_flags()))
     ninja.link("link", target, objects)
     ninja.run()
     return f"{nvcc}, sm_{', sm_'.join(architectures)} and PTX"

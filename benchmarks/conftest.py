@@ -1,4 +1,4 @@
-"""``pytest benchmarks/``: every case checked, then timed in turns; pytest-benchmark reports, a table and the history follow.
+"""``pytest benchmarks/``: every case checked, then timed in turns; pytest-benchmark's report, a table and the history.
 
 A run whose allocator is not tuned restarts itself once in an environment where it is. Timings never fail a test.
 """
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Replay:
-    """A clock for pytest-benchmark, which can only time one side after another: it reads samples that were taken before."""
+    """A clock for pytest-benchmark, which can only time one side after another: it reads samples taken before."""
 
     def load(self, samples: Sequence[float]) -> None:
         self.readings = iter([reading for sample in samples for reading in (0.0, sample)])

@@ -57,7 +57,8 @@ struct Loan {
   int64_t sizes[kMaxRank], strides[kMaxRank];
 };
 
-// Runs in whichever thread drops the last reference, without the GIL, perhaps after the interpreter has ended: it may not touch Python.
+// Runs in whichever thread drops the last reference, without the GIL, perhaps after the interpreter has ended: it may
+// not touch Python.
 void end_loan(dlpack::ManagedTensor* managed) {
   auto* const loan = static_cast<Loan*>(managed->context);
   Pool::of_process().give_back(loan->block);
@@ -128,7 +129,8 @@ PyObject* take(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyObject* capsule = nullptr;
   if (elements >= int64_t(kPoolThreshold) / kWidestDtype) {
     const dlpack::DataType* dtype = dtype_of(args[1], names.dtype);
-    const py::object is_cpu = py::reinterpret_steal<py::object>(dtype ? PyObject_GetAttr(args[1], names.is_cpu) : nullptr);
+    const py::object is_cpu =
+        py::reinterpret_steal<py::object>(dtype ? PyObject_GetAttr(args[1], names.is_cpu) : nullptr);
     int64_t bytes;
     if (is_cpu.ptr() == Py_True && !__builtin_mul_overflow(elements, int64_t(dtype->bits / 8), &bytes) &&
         bytes >= int64_t(kPoolThreshold))
@@ -151,8 +153,8 @@ void bind_memory(py::module_& parent) {
   module.attr("threshold") = kPoolThreshold;
   module.def("register_dtype", register_dtype);
   module.def("release", [] { return Pool::of_process().release(); }, py::call_guard<py::gil_scoped_release>());
-  module.def("set_limit", [](size_t bytes) { Pool::of_process().set_limit(bytes); },
-             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "set_limit", [](size_t bytes) { Pool::of_process().set_limit(bytes); }, py::call_guard<py::gil_scoped_release>());
   module.def("stats", [] {
     const PoolStats stats = Pool::of_process().stats();
     return py::make_tuple(stats.limit, stats.in_use, stats.idle, stats.reused, stats.mapped, stats.declined);

@@ -21,8 +21,7 @@ from mmkern.kernels import rows
 from mmkern.kernels.hyperbolic_scalars import (
     ball_gap,
     distance,
-    distance_curvature_slope,
-    distance_slope,
+    distance_slopes,
 )
 from mmkern.kernels.rows import Flavour, scalar, unit_stride
 from mmkern.kernels.scalar_math import clamp_min, div, sqrt
@@ -43,121 +42,132 @@ def _square_sums(tiles):
     return (tl.sum(tiles[0] * tiles[0], 1),)
 
 
-@triton.jit
-def _first_sum(FUNCTION: tl.constexpr, sums, scalars, c, option):
-    return (), (sums[0],)
-
-
 _NORMS = Flavour(_square_sums)
 
+# A point enters a score through one number, its term. Functions of terms take them as a column and a row.
 
-# Lorentz: x_t = √(1 + c|x|²) = 1 + e
-
-
-@triton.jit
-def _excess(xx, c):
-    """``e = x_t - 1`` without its cancellation, and x_t."""
-    time = sqrt(1 + c * xx)
-    return div(c * xx, 1 + time), time
+# Lorentz: the term is e = x_t - 1 without its cancellation, x_t = √(1 + c|x|²). Then c|x|² = e(2 + e).
 
 
 @triton.jit
-def lorentz_inner(score, xx, yy, c):
-    return score - sqrt(1 + c * xx) * div(sqrt(1 + c * yy), c), xx
+def lorentz_term(FUNCTION: tl.constexpr, sums, scalars, c, option):
+    z = c * sums[0]
+    return (), (div(z, 1 + sqrt(1 + z)),)
 
 
 @triton.jit
-def lorentz_s(score, xx, yy, c):
+def lorentz_inner(score, e_x, e_y, c):
+    value = score - (1 + e_x) * div(1 + e_y, c)
+    return value, value
+
+
+@triton.jit
+def lorentz_s(score, e_x, e_y, c):
     """``2s = x_t y_t - 1 - c x·y``, and what it is the difference of."""
-    e_x, _ = _excess(xx, c)
-    e_y, _ = _excess(yy, c)
     scale = 0.5 * (e_x + e_y + e_x * e_y)
     return scale - 0.5 * c * score, scale
 
 
 @triton.jit
-def lorentz_near_s(dd, xx, yy, c):
+def lorentz_near_s(dd, e_x, e_y, c):
     """``4s = c|x-y|² - (x_t - y_t)²``."""
-    e_x, _ = _excess(xx, c)
-    e_y, _ = _excess(yy, c)
     gap = e_y - e_x
     return clamp_min(c * dd - gap * gap, 0.0) / 4
 
 
-# With gap = y_t - x_t: gx = ∂D/∂s (-c/2)(d - gap x/x_t), and ∂s/∂c - s/c = gap (m_y - m_x)/4, m = -|x|²/(x_t(1 + x_t))
+# ∂s/∂x = -c/2 (d - gap x/x_t), gap = y_t - x_t; ∂s/∂c - s/c = -gap²/(4c x_t y_t) = gap (1/y_t - 1/x_t)/4c
 @triton.jit
-def lorentz_adjoint(s, xx, yy, c):
-    """``-2 ∂s/∂|x-y|²``, the shares α of ``gx = W (d - α_x x)`` and ``gy = W (-d - α_y y)``, and ``∂s/∂c - s/c``."""
-    e_x, x_t = _excess(xx, c)
-    e_y, y_t = _excess(yy, c)
-    gap = e_y - e_x
-    m_x = div(xx, x_t * (1 + x_t))
-    m_y = div(yy, y_t * (1 + y_t))
-    return -0.5 * c, gap * div(1.0, x_t), -gap * div(1.0, y_t), 0.25 * gap * (m_x - m_y)
-
-
-# Poincaré: s = c|x-y|²/(gap_x gap_y)
+def lorentz_weights(s_bar, s, e_x, e_y, c):
+    w = -0.5 * c * s_bar
+    return w, w * (e_y - e_x)
 
 
 @triton.jit
-def poincare_s(score, xx, yy, c):
-    gap_x, _ = ball_gap(c * xx)
-    gap_y, _ = ball_gap(c * yy)
-    factor = div(c, gap_x) * div(1.0, gap_y)
-    return factor * (xx + yy - 2 * score), factor * (xx + yy)
+def lorentz_rates(e, c, SIDE: tl.constexpr):
+    inverse_time = SIDE * div(1.0, 1 + e)
+    return inverse_time, inverse_time * div(0.5, c * c)
+
+
+# Poincaré: the term is z = c|x|²; s = c|x-y|²/(gap_x gap_y)
 
 
 @triton.jit
-def poincare_near_s(dd, xx, yy, c):
-    gap_x, _ = ball_gap(c * xx)
-    gap_y, _ = ball_gap(c * yy)
-    return div(c, gap_x) * div(1.0, gap_y) * dd
+def poincare_term(FUNCTION: tl.constexpr, sums, scalars, c, option):
+    return (), (c * sums[0],)
 
 
 @triton.jit
-def poincare_adjoint(s, xx, yy, c):
-    gap_x, slope_x = ball_gap(c * xx)
-    gap_y, slope_y = ball_gap(c * yy)
-    factor = div(-2 * c, gap_x) * div(1.0, gap_y)
-    ratio = -slope_x * div(xx, gap_x) - slope_y * div(yy, gap_y)
-    return factor, -slope_x * gap_y * s, -slope_y * gap_x * s, s * ratio
+def _inverse_gap(z):
+    gap, _ = ball_gap(z)
+    return div(1.0, gap)
+
+
+@triton.jit
+def poincare_s(score, z_x, z_y, c):
+    h_x, h_y = _inverse_gap(z_x), _inverse_gap(z_y)
+    scale = z_x + z_y
+    return h_x * h_y * (scale - 2 * c * score), h_x * h_y * scale
+
+
+@triton.jit
+def poincare_near_s(dd, z_x, z_y, c):
+    return _inverse_gap(z_x) * _inverse_gap(z_y) * (c * dd)
+
+
+# ∂s/∂x = -2c h_x h_y d + 2c s h_x x (no second term where the gap is held); ∂s/∂c - s/c = s (z_x h_x + z_y h_y)/c
+@triton.jit
+def poincare_weights(s_bar, s, z_x, z_y, c):
+    h_x, h_y = _inverse_gap(z_x), _inverse_gap(z_y)
+    return (-2 * c * h_x) * h_y * s_bar, s_bar * s
+
+
+@triton.jit
+def poincare_rates(z, c, SIDE: tl.constexpr):
+    gap, slope = ball_gap(z)
+    rate = slope * div(1.0, gap)
+    return 2 * c * rate, -rate * div(z, c)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Functions of one op. ``near`` and ``adjoint`` are None for the inner product, which does not cancel."""
+    """Functions of one op.
 
+    ``weights`` gives W and V from ``∂loss/∂s``, ``rates`` the (k, l) of a point's term: ``gx_i = Σ_j W (y_j - x_i) - k Σ_j V x_i``,
+    curvature's adjoint ``Σ l Σ V`` over both sides. ``near``, ``value`` and ``weights`` are None for the inner product.
+    """
+
+    term: Any
     score: Any
-    near: Any = None
-    value: Any = None
-    adjoint: Any = None
+    near: Any
+    value: Any
+    weights: Any
+    rates: Any
 
 
 @triton.jit
 def _pair_s(
-    x, y, x_stride, y_stride, i, j, xx, yy, c, n, m, depth,
-    SCORE: tl.constexpr, NEAR: tl.constexpr, NEARNESS: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, y, x_stride, y_stride, i, j, x_term, y_term, near_tile, c, n, m, depth,
+    SCORE: tl.constexpr, NEAR: tl.constexpr, NEARNESS: tl.constexpr, DIFFERENCES: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """s of a tile of pairs, and whether any was near."""
-    score = score_tile(x, y, x_stride, y_stride, i, j, n, m, depth, BLOCK_K)
-    s, scale = SCORE(score, xx, yy, c)
-    any_near = False
-    if NEAR is not None:
-        near = s < NEARNESS * scale
-        any_near = tl.max(tl.max(near.to(tl.int32), 1), 0) > 0
-        if any_near:
-            dd = squared_difference_tile(x, y, x_stride, y_stride, i, j, n, m, depth)
-            s = tl.where(near, NEAR(dd, xx, yy, c), s)
-    return s, any_near
+    """s of a tile of pairs: from differences, or from scores, with a note where that has cancelled."""
+    if DIFFERENCES:
+        return NEAR(squared_difference_tile(x, y, x_stride, y_stride, i, j, n, m, depth), x_term, y_term, c)
+    else:
+        s, scale = SCORE(score_tile(x, y, x_stride, y_stride, i, j, n, m, depth, BLOCK_K), x_term, y_term, c)
+        if NEAR is not None:
+            near = (s < NEARNESS * scale).to(tl.int32)
+            tl.store(near_tile, tl.max(tl.max(near, 1), 0))
+        return s
 
 
 @triton.jit
 def pair_kernel(
     x,  # [n, depth]
     y,  # [m, depth]
-    xx,  # [n], float32
-    yy,  # [m], float32
+    x_terms,  # [n], float32
+    y_terms,  # [m], float32
     out,  # [n, m], contiguous
+    near_tiles,  # [tiles_i, tiles_j], int32; None for the inner product
     curvature,
     x_stride,
     y_stride,
@@ -170,19 +180,29 @@ def pair_kernel(
     NEAR: tl.constexpr,
     VALUE: tl.constexpr,
     NEARNESS: tl.constexpr,
+    DIFFERENCES: tl.constexpr,
     TILES_TALL: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program takes one tile of pairs."""
+    """One program takes one tile of pairs. With DIFFERENCES it does a near tile once more, and leaves the others."""
     tile_i, tile_j = tile_position(TILES_TALL, tiles_i, tiles_j)
+    near_tile = near_tiles
+    if near_tiles is not None:
+        near_tile = near_tiles + tile_i * tiles_j + tile_j
+    if DIFFERENCES:
+        if tl.load(near_tile) == 0:
+            return
     i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
     j = tile_j * BLOCK_J + tl.arange(0, BLOCK_J)
     c = scalar(curvature)
-    xx_i = tl.load(xx + i, i < n, 0.0)[:, None]
-    yy_j = tl.load(yy + j, j < m, 0.0)[None, :]
-    value, _ = _pair_s(x, y, x_stride, y_stride, i, j, xx_i, yy_j, c, n, m, depth, SCORE, NEAR, NEARNESS, BLOCK_K)
+    x_term = tl.load(x_terms + i, i < n, 0.0)[:, None]
+    y_term = tl.load(y_terms + j, j < m, 0.0)[None, :]
+    value = _pair_s(
+        x, y, x_stride, y_stride, i, j, x_term, y_term, near_tile, c, n, m, depth,
+        SCORE, NEAR, NEARNESS, DIFFERENCES, BLOCK_K,
+    )  # fmt: skip
     if VALUE is not None:
         value = VALUE(value, c)
     tl.store(out + i[:, None] * m + j[None, :], value.to(out.dtype.element_ty), (i < n)[:, None] & (j < m)[None, :])
@@ -207,13 +227,13 @@ def weight_kernel(
     grad,  # [n, m]
     x,  # [n, depth]
     y,  # [m, depth]
-    xx,  # [n], float32
-    yy,  # [m], float32
+    x_terms,  # [n], float32
+    y_terms,  # [m], float32
     weights,  # [n, m], contiguous; None for the inner product, whose weights are grad
-    near_tiles,  # [tiles_i, tiles_j], int32
+    near_tiles,  # [tiles_i, tiles_j], int32; None for the inner product
     x_shares,  # [tiles_j, n], float32
     y_shares,  # [tiles_i, m], float32
-    curvature_parts,  # [tiles_i * tiles_j], float32
+    curvature_parts,  # [tiles_i * tiles_j], float32; None is not wanted
     curvature,
     grad_row_stride,
     grad_column_stride,
@@ -226,8 +246,10 @@ def weight_kernel(
     tiles_j,
     SCORE: tl.constexpr,
     NEAR: tl.constexpr,
-    ADJOINT: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    RATES: tl.constexpr,
     NEARNESS: tl.constexpr,
+    DIFFERENCES: tl.constexpr,
     TF32: tl.constexpr,
     TILES_TALL: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -236,36 +258,51 @@ def weight_kernel(
 ):
     """W and its sums over a tile: ``gx_i = Σ_j W_ij y_j + share_i x_i``; in a near tile with ``y_j - x_i`` for ``y_j``."""
     tile_i, tile_j = tile_position(TILES_TALL, tiles_i, tiles_j)
+    tile = tile_i * tiles_j + tile_j
+    near_tile = near_tiles
+    if near_tiles is not None:
+        near_tile = near_tiles + tile
+    if DIFFERENCES:
+        if tl.load(near_tile) == 0:
+            return
     i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)
     j = tile_j * BLOCK_J + tl.arange(0, BLOCK_J)
     mask = (i < n)[:, None] & (j < m)[None, :]
     c = scalar(curvature)
-    xx_i = tl.load(xx + i, i < n, 0.0)[:, None]
-    yy_j = tl.load(yy + j, j < m, 0.0)[None, :]
+    x_term = tl.load(x_terms + i, i < n, 0.0)[:, None]
+    y_term = tl.load(y_terms + j, j < m, 0.0)[None, :]
     at_grad = grad + i[:, None] * grad_row_stride + j[None, :] * grad_column_stride
-    if NEAR is None:
-        w = tl.load(at_grad, mask, 0.0).to(tl.float32)
-        _, alpha_x, alpha_y, _ = ADJOINT(w, xx_i, yy_j, c)
-        whole = 1.0
-    else:
-        s, near = _pair_s(x, y, x_stride, y_stride, i, j, xx_i, yy_j, c, n, m, depth, SCORE, NEAR, NEARNESS, BLOCK_K)
-        g = tl.load(at_grad, mask, 0.0).to(tl.float32)
-        factor, alpha_x, alpha_y, s_c = ADJOINT(s, xx_i, yy_j, c)
-        s_bar = g * distance_slope(s, c)
-        part = s_bar * s_c + g * distance_curvature_slope(s, c)
-        part = tl.sum(tl.sum(tl.where(mask, part, 0.0), 1), 0)
-        tl.store(curvature_parts + tile_i * tiles_j + tile_j, part)
-        w = s_bar * factor
+    w = tl.load(at_grad, mask, 0.0).to(tl.float32)
+    v = w * (y_term - x_term)
+    part = tl.zeros([1], tl.float32)
+    if NEAR is not None:
+        s = _pair_s(
+            x, y, x_stride, y_stride, i, j, x_term, y_term, near_tile, c, n, m, depth,
+            SCORE, NEAR, NEARNESS, DIFFERENCES, BLOCK_K,
+        )  # fmt: skip
+        slope, slope_c = distance_slopes(s, c)
+        if curvature_parts is not None:
+            part += tl.sum(tl.sum(tl.where(mask, w * slope_c, 0.0), 1), 0)
+        w, v = WEIGHTS(w * slope, s, x_term, y_term, c)
         if TF32:
             w = _rounded_to_tf32(w)
         w = _rounded(w, weights)
         tl.store(weights + i[:, None] * m + j[None, :], w.to(weights.dtype.element_ty), mask)
-        tl.store(near_tiles + tile_i * tiles_j + tile_j, near.to(tl.int32))
-        whole = 1.0 - near.to(tl.float32)
-    x_share = tl.sum(tl.where(mask, -w * (whole + alpha_x), 0.0), 1)
-    y_share = tl.sum(tl.where(mask, -w * (whole + alpha_y), 0.0), 0)
+    # In a near tile the product itself takes differences, so that Σ W is none of the share.
+    w = tl.where(mask, w, 0.0)
+    v = tl.where(mask, v, 0.0)
+    v_i, v_j = tl.sum(v, 1), tl.sum(v, 0)
+    k_i, l_i = RATES(tl.load(x_terms + i, i < n, 0.0), c, 1)
+    k_j, l_j = RATES(tl.load(y_terms + j, j < m, 0.0), c, -1)
+    x_share, y_share = -k_i * v_i, -k_j * v_j
+    if not DIFFERENCES:
+        x_share -= tl.sum(w, 1)
+        y_share -= tl.sum(w, 0)
     tl.store(x_shares + tile_j * n + i, x_share, i < n)
     tl.store(y_shares + tile_i * m + j, y_share, j < m)
+    if curvature_parts is not None:
+        part += tl.sum(l_i * v_i, 0) + tl.sum(l_j * v_j, 0)
+        tl.store(curvature_parts + tile + tl.arange(0, 1), part)
 
 
 def _nearness(dtype: torch.dtype) -> float:
@@ -273,9 +310,9 @@ def _nearness(dtype: torch.dtype) -> float:
     return 2.0**-6 if dtype.itemsize == 4 else 2.0**-10
 
 
-def _norms(x: Tensor) -> Tensor:
+def _terms(pair: Pair, x: Tensor, curvature: float | Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], dtype=torch.float32)
-    rows.launch(_NORMS, _first_sum, (x,), (), 1.0, scalar_outputs=(out,))
+    rows.launch(_NORMS, pair.term, (x,), (), curvature, scalar_outputs=(out,))
     return out
 
 
@@ -288,32 +325,42 @@ def forward(pair: Pair, x: Tensor, y: Tensor, curvature: float | Tensor, out: Te
     n, m = out.shape
     tiling = Tiling.of(n, m, x.dtype)
     tiles = tiling.grid(n, m)
+    x_terms, y_terms = _terms(pair, x, curvature), _terms(pair, y, curvature)
+    near = None if pair.near is None else x.new_empty(tiles, dtype=torch.int32)
     with torch.cuda.device_of(x):
-        pair_kernel[(tiles[0] * tiles[1],)](
-            x,
-            y,
-            _norms(x),
-            _norms(y),
-            out,
-            _float_or_tensor(curvature),
-            x.stride(0),
-            y.stride(0),
-            n,
-            m,
-            x.shape[1],
-            *tiles,
-            SCORE=pair.score,
-            NEAR=pair.near,
-            VALUE=pair.value,
-            NEARNESS=_nearness(x.dtype),
-            TILES_TALL=_TILES_TALL,
-            BLOCK_I=tiling.rows,
-            BLOCK_J=tiling.columns,
-            BLOCK_K=tiling.depth,
-            num_warps=tiling.warps,
-            num_stages=tiling.stages,
-            enable_fp_fusion=False,
-        )
+        for differences in (False,) if near is None else (False, True):
+            pair_kernel[(tiles[0] * tiles[1],)](
+                x,
+                y,
+                x_terms,
+                y_terms,
+                out,
+                near,
+                _float_or_tensor(curvature),
+                x.stride(0),
+                y.stride(0),
+                n,
+                m,
+                x.shape[1],
+                *tiles,
+                VALUE=pair.value,
+                **_constants(pair, x, tiling, differences),
+            )
+
+
+def _constants(pair: Pair, x: Tensor, tiling: Tiling, differences: bool) -> dict[str, Any]:
+    return {
+        "SCORE": pair.score,
+        "NEAR": pair.near,
+        "NEARNESS": _nearness(x.dtype),
+        "DIFFERENCES": differences,
+        "TILES_TALL": _TILES_TALL,
+        "BLOCK_I": tiling.rows,
+        "BLOCK_J": tiling.columns,
+        "BLOCK_K": tiling.depth,
+        "num_warps": tiling.warps,
+        "enable_fp_fusion": False,
+    }
 
 
 def backward(
@@ -330,59 +377,55 @@ def backward(
     n, m = grad.shape
     tiling = Tiling.of(n, m, x.dtype)
     tiles = tiling.grid(n, m)
-    is_distance = pair.near is not None
-    weights = near = None
-    if is_distance:
-        weights = x.new_empty(n, m, dtype=torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32)
-        near = x.new_empty(tiles, dtype=torch.int32)
+    x_terms, y_terms = _terms(pair, x, curvature), _terms(pair, y, curvature)
     x_shares = x.new_empty(tiles[1], n, dtype=torch.float32)
     y_shares = x.new_empty(tiles[0], m, dtype=torch.float32)
-    curvature_parts = x.new_empty(tiles[0] * tiles[1], dtype=torch.float32)
+    weights, near, curvature_parts = Weights(grad, None, tiling), None, None
+    if pair.near is not None:
+        near = x.new_empty(tiles, dtype=torch.int32)
+        storage = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        weights = Weights(x.new_empty(n, m, dtype=storage), near, tiling)
+        if curvature_grad is not None:
+            curvature_parts = x.new_empty(tiles[0] * tiles[1], dtype=torch.float32)
     with torch.cuda.device_of(x):
-        weight_kernel[(tiles[0] * tiles[1],)](
-            grad,
-            x,
-            y,
-            _norms(x),
-            _norms(y),
-            weights,
-            near,
-            x_shares,
-            y_shares,
-            curvature_parts,
-            _float_or_tensor(curvature),
-            *grad.stride(),
-            x.stride(0),
-            y.stride(0),
-            n,
-            m,
-            x.shape[1],
-            *tiles,
-            SCORE=pair.score,
-            NEAR=pair.near,
-            ADJOINT=pair.adjoint,
-            NEARNESS=_nearness(x.dtype),
-            TF32=x.dtype == torch.float16,
-            TILES_TALL=_TILES_TALL,
-            BLOCK_I=tiling.rows,
-            BLOCK_J=tiling.columns,
-            BLOCK_K=tiling.depth,
-            num_warps=tiling.warps,
-            num_stages=tiling.stages,
-            enable_fp_fusion=False,
-        )
+        for differences in (False,) if near is None else (False, True):
+            weight_kernel[(tiles[0] * tiles[1],)](
+                grad,
+                x,
+                y,
+                x_terms,
+                y_terms,
+                None if near is None else weights.values,
+                near,
+                x_shares,
+                y_shares,
+                curvature_parts,
+                _float_or_tensor(curvature),
+                *grad.stride(),
+                x.stride(0),
+                y.stride(0),
+                n,
+                m,
+                x.shape[1],
+                *tiles,
+                WEIGHTS=pair.weights,
+                RATES=pair.rates,
+                TF32=x.dtype == torch.float16,
+                **_constants(pair, x, tiling, differences),
+            )
         x_share, y_share = x_shares.sum(0), y_shares.sum(0)
-        used = Weights(grad if weights is None else weights, near, tiling)
         if x_grad is not None:
-            launch_product(used, y, x, x_share, x_grad)
+            launch_product(weights, y, x, x_share, x_grad)
         if y_grad is not None:
-            launch_product(used.T, x, y, y_share, y_grad)
-    if curvature_grad is not None and is_distance:
+            launch_product(weights.T, x, y, y_share, y_grad)
+    if curvature_grad is None:
+        return
+    if curvature_parts is not None:
         torch.sum(curvature_parts, 0, out=curvature_grad)
-    elif curvature_grad is not None:  # ∂/∂c of -x_t y_t/c is (y_t/x_t + x_t/y_t)/2c²
+    else:  # ∂/∂c of -x_t y_t/c is (y_t/x_t + x_t/y_t)/2c²
         curvature_grad.copy_(-(x_share.sum() + y_share.sum()) / (2 * curvature * curvature))
 
 
-LORENTZ_INNER = Pair(lorentz_inner, adjoint=lorentz_adjoint)
-LORENTZ_DISTANCE = Pair(lorentz_s, lorentz_near_s, distance, lorentz_adjoint)
-POINCARE_DISTANCE = Pair(poincare_s, poincare_near_s, distance, poincare_adjoint)
+LORENTZ_INNER = Pair(lorentz_term, lorentz_inner, None, None, None, lorentz_rates)
+LORENTZ_DISTANCE = Pair(lorentz_term, lorentz_s, lorentz_near_s, distance, lorentz_weights, lorentz_rates)
+POINCARE_DISTANCE = Pair(poincare_term, poincare_s, poincare_near_s, distance, poincare_weights, poincare_rates)

@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 
 from mmkern.kernels.scalar_math import (
+    CUTOFF,
     EPS,
     HALF_PI,
     asinhc,
+    asinhc_change_series,
     atan2,
     atanhc,
     clamp_min,
@@ -250,17 +252,16 @@ def distance(s, c):
 
 
 @triton.jit
-def distance_slope(s, c):
-    """``∂distance/∂s = 1/√(c s (1+s))``; 0 where the points coincide."""
-    root = sqrt(tl.where(s > 0, s, 1.0)) * sqrt(c * (1 + s))
-    return tl.where(s <= 0, 0.0, div(1.0, root))
+def distance_slopes(s, c):
+    """``∂distance/∂s = 1/√(c s (1+s))``, 0 where the points coincide, and ``∂distance/∂c`` at fixed s/c.
 
-
-@triton.jit
-def distance_curvature_slope(s, c):
-    """``∂distance/∂c`` at fixed s/c: ``√(s/c)/c 2s asinhc'(s)``, since distance = 2√(s/c) asinhc(s)."""
-    _, _, change = asinhc(s)
-    return sqrt(s) * change * div(1.0, c * sqrt(c))
+    distance = 2√(s/c) asinhc(s), so the latter is ``√(s/c)/c 2s asinhc'(s) = (√(s/(1+s)) - asinh√s)/√c³``.
+    """
+    root, hypotenuse = sqrt(s), sqrt(1 + s)
+    inverse = tl.where(s <= 0, 0.0, div(1.0, tl.where(s <= 0, 1.0, root) * hypotenuse))
+    change = tl.where(s < CUTOFF, root * asinhc_change_series(s), s * inverse - 0.5 * log1p(2 * s + 2 * (root * hypotenuse)))
+    inverse_c = div(1.0, sqrt(c))
+    return inverse * inverse_c, change * (inverse_c * inverse_c * inverse_c)
 
 
 @triton.jit
@@ -328,11 +329,12 @@ def lorentz_distance(FUNCTION: tl.constexpr, sums, scalars, c, option):
 def lorentz_distance_adjoint(FUNCTION: tl.constexpr, sums, scalars, c, option):
     xx, yy, xd, dd = sums
     s, x_t, y_t, gap = _half_sinh_squared(xx, yy, xd, dd, c)
-    s_bar = scalars[0] * distance_slope(s, c)
+    slope, slope_c = distance_slopes(s, c)
+    s_bar = scalars[0] * slope
     xx_bar, yy_bar, xd_bar, dd_bar, c_bar = _half_sinh_squared_adjoint(
         s_bar, tl.zeros_like(s), tl.zeros_like(s), xx, yy, xd, dd, c, x_t, y_t, gap
     )
-    return (xx_bar, yy_bar, xd_bar, dd_bar), (c_bar + scalars[0] * distance_curvature_slope(s, c),)
+    return (xx_bar, yy_bar, xd_bar, dd_bar), (c_bar + scalars[0] * slope_c,)
 
 
 @triton.jit
@@ -345,11 +347,12 @@ def poincare_distance(FUNCTION: tl.constexpr, sums, scalars, c, option):
 def poincare_distance_adjoint(FUNCTION: tl.constexpr, sums, scalars, c, option):
     xx, yy, _, dd = sums
     s, gap_x, gap_y, slope_x, slope_y = _poincare_s(xx, yy, dd, c)
+    slope, slope_c = distance_slopes(s, c)
     none = tl.zeros_like(s)
     xx_bar, yy_bar, xd_bar, dd_bar, c_bar = _poincare_s_adjoint(
-        scalars[0] * distance_slope(s, c), none, none, none, xx, yy, dd, c, s, gap_x, gap_y, slope_x, slope_y
+        scalars[0] * slope, none, none, none, xx, yy, dd, c, s, gap_x, gap_y, slope_x, slope_y
     )
-    return (xx_bar, yy_bar, xd_bar, dd_bar), (c_bar + scalars[0] * distance_curvature_slope(s, c),)
+    return (xx_bar, yy_bar, xd_bar, dd_bar), (c_bar + scalars[0] * slope_c,)
 
 
 # Cones

@@ -19,10 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_BLOCK = 8192
-# Elements of a vector that a warp holds: 16 a thread. Up to here a row is one warp's, so that its scalar function is computed
-# once; a longer row is shared by several warps, which all compute it.
-_PER_WARP = 512
+MAX_BLOCK = 4096
+# Elements of a vector that a warp holds, 16 a thread. Up to here a row is one warp's, so that its scalar function is computed
+# once; a longer row is shared by several warps, which all compute it. Short rows make smaller tiles: a thread that has parts
+# of many rows holds the scalars of all of them.
+_PER_WARP, _SHORT, _PER_WARP_SHORT = 512, 128, 128
 
 
 @triton.jit
@@ -139,8 +140,8 @@ class Blocks:
     @classmethod
     def of(cls, cols: int) -> Blocks:
         block = min(triton.next_power_of_2(cols), MAX_BLOCK)
-        tile = max(block, _PER_WARP)
-        return cls(tile // block, block, cols <= block, tile // _PER_WARP)
+        tile = max(block, _PER_WARP_SHORT if block < _SHORT else _PER_WARP)
+        return cls(tile // block, block, cols <= block, max(tile // _PER_WARP, 1))
 
 
 def launch(

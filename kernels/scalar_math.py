@@ -39,7 +39,7 @@ _LOG1P = tl.constexpr(
 )
 _ATAN = tl.constexpr((-0.3333331645, 0.1999847144, -0.1424353272, 0.1059381291, -0.0607821979))
 
-_CUTOFF = tl.constexpr(smooth._CUTOFF_DEFAULT)
+CUTOFF = tl.constexpr(smooth._CUTOFF_DEFAULT)
 
 
 def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
@@ -152,7 +152,7 @@ def atan2(y, x):
 
 @triton.jit
 def _smooth(z, closed, closed_change, SERIES: tl.constexpr, SERIES_SLOPE: tl.constexpr):
-    small = z < _CUTOFF
+    small = z < CUTOFF
     series_slope = polynomial(z, SERIES_SLOPE)
     value = tl.where(small, polynomial(z, SERIES), closed)
     slope = tl.where(small, series_slope, div(closed_change, 2 * z))
@@ -178,6 +178,12 @@ def asinhc(z):
     hypotenuse = sqrt(1 + z)
     value = div(log1p(r + div(z, 1 + hypotenuse)), r)
     return _smooth(z, value, div(1.0, hypotenuse) - value, _ASINHC.value, _ASINHC_SLOPE.value)
+
+
+@triton.jit
+def asinhc_change_series(z):
+    """``2z asinhc'(z)`` below the cutoff."""
+    return 2 * z * polynomial(z, _ASINHC_SLOPE.value)
 
 
 @triton.jit

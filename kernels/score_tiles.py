@@ -15,6 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 
+# 32 elements of a tile a thread: with 64 the functions of a score no longer fit in registers.
+_PER_WARP = 1024
+
+
 @dataclass(frozen=True)
 class Tiling:
     """Tile sides, fixed by the matrix's sides and the storage type alone."""
@@ -22,14 +26,19 @@ class Tiling:
     rows: int
     columns: int
     depth: int
-    warps: int
-    stages: int = 3
 
     @classmethod
     def of(cls, rows: int, columns: int, dtype: torch.dtype) -> Tiling:
-        largest, depth = (128, 64) if dtype.itemsize == 2 else (64, 32)
-        i, j = _side(rows, largest), _side(columns, largest)
-        return cls(i, j, depth, 8 if i * j > 64 * 128 else 4)
+        tall, depth = (128, 64) if dtype.itemsize == 2 else (64, 32)
+        return cls(_side(rows, tall), _side(columns, 64), depth)
+
+    @property
+    def warps(self) -> int:
+        return max(self.rows * self.columns // _PER_WARP, 1)
+
+    @property
+    def T(self) -> Tiling:  # noqa: N802
+        return Tiling(self.columns, self.rows, self.depth)
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
         return triton.cdiv(rows, self.rows), triton.cdiv(columns, self.columns)
@@ -146,8 +155,7 @@ class Weights:
 
     @property
     def T(self) -> Weights:  # noqa: N802
-        tiling = Tiling(self.tiling.columns, self.tiling.rows, self.tiling.depth, self.tiling.warps)
-        return Weights(self.values.T, None if self.near is None else self.near.T, tiling)
+        return Weights(self.values.T, None if self.near is None else self.near.T, self.tiling.T)
 
 
 def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: Tensor) -> None:

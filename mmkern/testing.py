@@ -2,9 +2,11 @@
 
 The oracle is the reference in float64 on the rounded inputs. A result passes when its error against the oracle is at
 most ``factor`` times that of the reference run by PyTorch in the kernel's own dtype, plus one ulp of the result's
-scale, the largest magnitude in its row. ``factor`` is 2 forward and 3 backward. The oracle has no more digits than a
-float64 result; there the bound is ``16 ε √n`` of the scale, n the length of the longest sum, or, where the formula itself
-loses digits, ``factor`` times the error of the reference in float32, scaled by the ratio of the two ε.
+scale, the largest magnitude in its row. ``factor`` is 2 forward and 3 backward.
+
+The oracle has no more digits than a float64 result; there the bound is ``16 ε √n`` of the scale, n the length of the
+longest sum, or, where the formula itself loses digits, ``factor`` times the error of the reference in float32, scaled
+by the ratio of the two ε.
 """
 
 from __future__ import annotations
@@ -102,7 +104,10 @@ def verify_backward(op: Op, grad: Tensor, args: Sequence[Any], gradients: Sequen
         return op.reference_gradients(grad.to(_lead_dtype(op, given)), wanted, given, create_graph=False)
 
     oracles = run(wide)
-    scales = [_largest_term(op, i, grad.double(), wide) if i in op.scalars and want else None for i, want in zip(op.tensors, wanted, strict=True)]
+    scales = [
+        _largest_term(op, i, grad.double(), wide) if i in op.scalars and want else None
+        for i, want in zip(op.tensors, wanted, strict=True)
+    ]
     eager_errors = _eager_error(op, args, run, scales)
     for slot, index in enumerate(op.tensors):
         actual, oracle = gradients[slot], oracles[slot]
@@ -115,7 +120,10 @@ def verify_backward(op: Op, grad: Tensor, args: Sequence[Any], gradients: Sequen
 
 
 def _eager_error(
-    op: Op, args: Sequence[Any], run: Callable[[Sequence[Any]], Sequence[Tensor | None]], scales: Sequence[Tensor | None]
+    op: Op,
+    args: Sequence[Any],
+    run: Callable[[Sequence[Any]], Sequence[Tensor | None]],
+    scales: Sequence[Tensor | None],
 ) -> list[float]:
     """The largest error of PyTorch's own over a few problems an ulp apart: that of a single one is a matter of luck.
 
@@ -157,10 +165,11 @@ def _largest_term(op: Op, index: int, grad: Tensor, args: Sequence[Any]) -> Tens
     def of_scalar(value: Tensor) -> Tensor:
         return op.reference(*args[:index], value, *args[index + 1 :])
 
-    _, slope = torch.func.jvp(of_scalar, (args[index],), (torch.ones_like(args[index]),))  # type: ignore[attr-defined]
-    slope, grad = torch.atleast_1d(slope), torch.atleast_1d(grad)
-    return (slope.norm(dim=-1) * grad.norm(dim=-1)).max()
+    slope: Tensor = torch.func.jvp(of_scalar, (args[index],), (torch.ones_like(args[index]),))[1]
+    lengths = [x.reshape(-1, x.shape[-1] if x.dim() else 1).norm(dim=-1) for x in (slope, grad)]
+    largest: Tensor = (lengths[0] * lengths[1]).max()
+    return largest
 
 
 def _longest_sum(op: Op, args: Sequence[Any]) -> int:
-    return max(args[i].numel() for i in op.vectors)
+    return max(int(args[i].numel()) for i in op.vectors)

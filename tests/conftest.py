@@ -7,17 +7,24 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import mmkern
+
 
 @pytest.fixture(autouse=True)
-def _same_start() -> Iterator[None]:
+def _same_start(request: pytest.FixtureRequest) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.manual_seed(0)
-    yield
+    with mmkern.use_backend(request.config.getoption("--backend")):
+        yield
     torch.set_num_threads(threads)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the families' suites run: cpu, or cuda on a machine that has it")
+    parser.addoption(
+        "--device", default="cpu", help="where the families' suites run: cpu, or cuda on a machine that has it"
+    )
+
+    parser.addoption("--backend", default=None, help="which backend runs them, where the device has several")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,10 @@ def check_forward(case: Case, run: Callable[..., Tensor], dtype: torch.dtype, de
 
 
 def check_backward(
-    case: Case, run: Callable[[Tensor, Sequence[bool], Sequence[Any]], Sequence[Tensor | None]], dtype: torch.dtype, device: str = "cpu"
+    case: Case,
+    run: Callable[[Tensor, Sequence[bool], Sequence[Any]], Sequence[Tensor | None]],
+    dtype: torch.dtype,
+    device: str = "cpu",
 ) -> list[Tensor | None]:
     """``run(grad, wanted, arguments)`` gives the gradients of the tensor arguments; each against the oracle."""
     op = op_of(case.op)
@@ -49,7 +52,9 @@ def check_backward(
     return gradients
 
 
-def by_autograd(function: Callable[..., Tensor]) -> Callable[[Tensor, Sequence[bool], Sequence[Any]], list[Tensor | None]]:
+def by_autograd(
+    function: Callable[..., Tensor],
+) -> Callable[[Tensor, Sequence[bool], Sequence[Any]], list[Tensor | None]]:
     """Gradients of a public function, as a user gets them."""
 
     def run(grad: Tensor, wanted: Sequence[bool], args: Sequence[Any]) -> list[Tensor | None]:

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU_SOURCES = ROOT / "csrc" / "cpu"
+EMULATION = ROOT / "tests" / "avx512_emulated.h"
 BUILD = ROOT / "build" / "probes"
 COMPILER = os.environ.get("CXX", "g++")
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
@@ -26,9 +27,16 @@ LEVELS: dict[str, tuple[list[str], set[str]]] = (
         "v2": (["-march=x86-64-v2"], {"sse4_2", "popcnt"}),
         "avx2": (["-march=x86-64-v3"], {"avx2", "fma", "f16c", "bmi2"}),
         "avx512": (["-march=x86-64-v4"], {"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+        "avx512_emulated": (["-march=x86-64-v3", "-include", str(EMULATION), "-Wno-psabi"], {"avx2", "fma", "f16c"}),
     }
     if platform.machine() == "x86_64"
     else {"baseline": ([], set())}
+)
+
+
+# Tests over every level; `make test-fast` does without the emulation.
+over_levels = pytest.mark.parametrize(
+    "level", [pytest.param(name, marks=[pytest.mark.slow] if "emulated" in name else []) for name in LEVELS]
 )
 
 
@@ -56,7 +64,7 @@ def object_file(source: str, level: str) -> Path:
     """tests/``source`` compiled for ``level``."""
     path = Path(__file__).with_name(source)
     command = [COMPILER, *FLAGS, *LEVELS[level][0], f"-DMMKERN_ISA={level}", f"-I{CPU_SOURCES}", "-c", str(path)]
-    return _cached(f"{path.stem}.{level}.o", [path, *sorted(CPU_SOURCES.glob("*.h"))], command)
+    return _cached(f"{path.stem}.{level}.o", [path, EMULATION, *sorted(CPU_SOURCES.glob("*.h"))], command)
 
 
 def shared_object(source: str, level: str) -> Path:

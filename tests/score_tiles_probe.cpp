@@ -3,16 +3,25 @@
 
 using namespace mmkern;
 
+template <class T, class X, class Y>
+static void store_scores(X x, Y y, T* out, int threads) {
+  score_tiles<T>(x, y, threads, [=](int64_t i0, int64_t j0, int rows, int cols, T* tile, int64_t ld) {
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < cols; c += Vec<T>::size)
+        Vec<T>::load(tile + r * ld + c).store(out + (i0 + r) * y.rows + j0 + c, cols - c);
+  });
+}
+
 template <class T, class S>
 static void scores(const S* x, int64_t x_stride, const S* y, int64_t y_stride, T* out, int64_t N, int64_t M, int64_t D,
                    int threads) {
-  score_tiles<T>(Rows<const S>{x, N, D, x_stride}, Rows<const S>{y, M, D, y_stride}, threads,
-                 [=](int64_t i0, int64_t j0, int rows, int cols, T* tile, int64_t ld) {
-                   constexpr int W = Vec<T>::size;
-                   for (int r = 0; r < rows; ++r)
-                     for (int c = 0; c < cols; c += W)
-                       Vec<T>::load(tile + r * ld + c).store(out + (i0 + r) * M + j0 + c, cols - c);
-                 });
+  store_scores(Rows<const S>{x, N, D, x_stride}, Rows<const S>{y, M, D, y_stride}, out, threads);
+}
+
+// x is [D, N] in memory, y [D, M]
+extern "C" void scores_of_columns(const float* x, int64_t x_stride, const float* y, int64_t y_stride, float* out,
+                                  int64_t N, int64_t M, int64_t D, int threads) {
+  store_scores(Columns(Rows<const float>{x, D, N, x_stride}), Columns(Rows<const float>{y, D, M, y_stride}), out, threads);
 }
 
 extern "C" void scores_float(const float* x, int64_t x_stride, const float* y, int64_t y_stride, float* out, int64_t N,

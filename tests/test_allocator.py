@@ -28,8 +28,8 @@ from mmkern import memory
 torch.set_num_threads(1)
 
 def faults():
-    "Page faults of five clones of 40 MB, once the memory for them has been seen."
-    x = torch.ones(10 << 20)
+    "Page faults of five clones of 72 MB, once the memory for them has been seen."
+    x = torch.ones(18 << 20)
     for _ in range(25):
         x.clone()
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
@@ -44,7 +44,7 @@ def faults_in_a_thread():
     thread.join()
     return seen[0]
 """
-MANY = 50_000  # one for each 4 KB
+MANY = 90_000  # one for each 4 KB
 FEW = 10_000  # huge pages leave the two ends of a block, up to 2 MB each, in pages of 4 KB
 
 

@@ -171,7 +171,9 @@ def test_a_tensor_subclass_is_seen() -> None:
     x = torch.randn(3, 4)
     tagged = x.as_subclass(Tagged)
     torch.testing.assert_close(ops.lorentz_exp_map0(tagged, 1.0).as_subclass(Tensor), ops.lorentz_exp_map0(x, 1.0))
-    torch.testing.assert_close(ops.lorentz_distance(x, tagged, 1.0).as_subclass(Tensor), ops.lorentz_distance(x, x, 1.0))
+    torch.testing.assert_close(
+        ops.lorentz_distance(x, tagged, 1.0).as_subclass(Tensor), ops.lorentz_distance(x, x, 1.0)
+    )
 
 
 def test_checkpointing_and_parameters() -> None:
@@ -208,7 +210,7 @@ def test_the_profiler_names_the_op() -> None:
     assert {"mmkern::lorentz_exp_map0", "mmkern::lorentz_exp_map0_backward"} <= names
 
 
-# ---- Backends -----------------------------------------------------------------------------------------------------------
+# ---- Backends ------------------------------------------------------------------------------------------------------
 
 
 def test_use_backend_is_of_one_thread() -> None:

@@ -22,7 +22,12 @@ from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Every layout in float32; the other dtypes differ in loads and stores alone and take the layouts that stress those.
 LAYOUTS_OF_EVERY_DTYPE = ("1x5", "9x123", "strided", "expanded", "5x33", "17x33x64", "near", "far")
-RUNS = [(case, dtype) for case in CASES for dtype in DTYPES if dtype == torch.float32 or case.label in LAYOUTS_OF_EVERY_DTYPE]
+RUNS = [
+    (case, dtype)
+    for case in CASES
+    for dtype in DTYPES
+    if dtype == torch.float32 or case.label in LAYOUTS_OF_EVERY_DTYPE
+]
 
 
 def public(name: str) -> Callable[..., Tensor]:
@@ -222,7 +227,7 @@ def test_an_empty_batch_has_a_mean_of_nan() -> None:
     assert ops.lorentz_entailment_loss(x, x, 1.0).isnan()
 
 
-# ---- Where the usual formulas break ----------------------------------------------------------------------------------
+# ---- Where the usual formulas break --------------------------------------------------------------------------------
 
 
 def exact_distance(x: Tensor, y: Tensor, c: float) -> float:
@@ -282,7 +287,7 @@ def test_the_poincare_round_trip_does_not_saturate(length: float, tolerance: flo
     assert ((back - length).abs() / length).max() < tolerance
 
 
-# ---- How it is called --------------------------------------------------------------------------------------------------
+# ---- How it is called ----------------------------------------------------------------------------------------------
 
 
 @given(
@@ -292,7 +297,9 @@ def test_the_poincare_round_trip_does_not_saturate(length: float, tolerance: flo
     data=st.data(),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_layout_gives_what_a_dense_copy_gives(leading: list[int], width: int, seed: int, data: st.DataObject) -> None:
+def test_any_layout_gives_what_a_dense_copy_gives(
+    leading: list[int], width: int, seed: int, data: st.DataObject
+) -> None:
     g = torch.Generator().manual_seed(seed)
     shape = [*leading, width]
     order = data.draw(st.permutations(range(len(shape))))
@@ -301,7 +308,9 @@ def test_any_layout_gives_what_a_dense_copy_gives(leading: list[int], width: int
         tuple(slice(0, s) for s in shape)
     ].permute(*order)
     y = torch.randn(x.shape, generator=g)
-    torch.testing.assert_close(ops.lorentz_log_map(x, y, 0.7), ops.lorentz_log_map(x.contiguous(), y, 0.7), rtol=0, atol=0)
+    torch.testing.assert_close(
+        ops.lorentz_log_map(x, y, 0.7), ops.lorentz_log_map(x.contiguous(), y, 0.7), rtol=0, atol=0
+    )
 
 
 def test_points_broadcast() -> None:
@@ -339,7 +348,11 @@ BAD = [
     (lambda x: ops.lorentz_exp_map0(x, torch.ones(2)), ValueError, r"curvature has shape \[2\]"),
     (lambda x: ops.lorentz_exp_map0(x, "1"), TypeError, "curvature is str"),
     (lambda x: ops.lorentz_exp_map0(torch.tensor(1.0), 1.0), ValueError, "at least 1 axes"),
-    (lambda x: ops.lorentz_distance(x, x.double(), 1.0), TypeError, "y has dtype torch.float64, expected torch.float32"),
+    (
+        lambda x: ops.lorentz_distance(x, x.double(), 1.0),
+        TypeError,
+        "y has dtype torch.float64, expected torch.float32",
+    ),
     (lambda x: ops.lorentz_distance(x, x[:, :2], 1.0), ValueError, "y has shape .4, 2., expected a last axis of 3"),
     (lambda x: ops.lorentz_distance(x, x[:3], 1.0), ValueError, "does not broadcast"),
     (lambda x: ops.lorentz_pairwise_distance(x, x[0], 1.0), ValueError, "y has shape .3., expected at least 2 axes"),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 
 import pytest
 import torch
 
 from tests import probe
 
-LEVELS = pytest.mark.parametrize("level", probe.LEVELS)
 SOURCE = "score_tiles_probe.cpp"
 KINDS = {"float": torch.float32, "double": torch.float64, "bf16": torch.bfloat16, "half": torch.float16}
 ODD = (1, 5, 123, 129, 257)
+ROWS = ((1, 1), (1, 257), (5, 129), (123, 123), (129, 5), (257, 1), (129, 257), (257, 123))
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -27,8 +26,10 @@ def scores(level: str, x: torch.Tensor, y: torch.Tensor, threads: int = 1) -> to
     (n, d), m = x.shape, len(y)
     out = torch.full((n * m + 64,), torch.nan, dtype=torch.float64 if kind == "double" else torch.float32)
     sizes = [ctypes.c_int64(size) for size in (n, m, d)]
-    strides = [ctypes.c_int64(t.stride(0)) for t in (x, y)]
-    getattr(library, f"scores_{kind}")(pointer(x), strides[0], pointer(y), strides[1], pointer(out), *sizes, threads)
+    columns = x.stride(1) != 1
+    strides = [ctypes.c_int64(t.stride(1 if columns else 0)) for t in (x, y)]
+    call = library.scores_of_columns if columns else getattr(library, f"scores_{kind}")
+    call(pointer(x), strides[0], pointer(y), strides[1], pointer(out), *sizes, threads)
     assert out[n * m :].isnan().all()
     return out[: n * m].view(n, m)
 
@@ -47,16 +48,16 @@ def check(result: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
     assert ((result - x @ y.T).abs() <= terms * eps / 2 * scale + 1e-300).all()
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("d", ODD)
 def test_odd_shapes(level: str, kind: str, d: int) -> None:
-    for n, m in itertools.product(ODD, ODD):
+    for n, m in ROWS:
         x, y = randn(n, d, dtype=KINDS[kind]), randn(m, d, dtype=KINDS[kind]) + 0.5
         check(scores(level, x, y), x, y)
 
 
-@LEVELS
+@probe.over_levels
 def test_error_is_that_of_a_blocked_product(level: str) -> None:
     """No worse than 1.5 times torch.mm's: partial sums are kept apart."""
     x, y = randn(128, 2048), randn(192, 2048)
@@ -65,7 +66,7 @@ def test_error_is_that_of_a_blocked_product(level: str) -> None:
     assert error <= 1.5 * of_mm
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("kind", KINDS)
 def test_strided_rows(level: str, kind: str) -> None:
     x = randn(50, 300, dtype=KINDS[kind])[:, 7:130]
@@ -76,7 +77,16 @@ def test_strided_rows(level: str, kind: str) -> None:
         check(scores(level, a, b), a, b)
 
 
-@LEVELS
+@probe.over_levels
+@pytest.mark.parametrize("d", ODD[1:])
+def test_transposed_in_memory(level: str, d: int) -> None:
+    for n, m in ROWS[1:]:
+        x, y = (torch.full((d + 1, rows + 9), torch.nan)[:d, 3 : 3 + rows] for rows in (n, m))
+        x[:], y[:] = randn(d, n), randn(d, m)
+        assert torch.equal(scores(level, x.T, y.T), scores(level, x.T.contiguous(), y.T.contiguous()))
+
+
+@probe.over_levels
 @pytest.mark.parametrize("kind", ["float", "bf16"])
 def test_reads_only_its_rows(level: str, kind: str) -> None:
     """NaN around both inputs, in the same rows and beyond the last."""
@@ -85,7 +95,7 @@ def test_reads_only_its_rows(level: str, kind: str) -> None:
     check(scores(level, x[:61, 20:143], y[:70, 20:143]), x[:61, 20:143], y[:70, 20:143])
 
 
-@LEVELS
+@probe.over_levels
 def test_non_finite_values_stay_in_their_row_and_column(level: str) -> None:
     x, y = randn(60, 40), randn(70, 40)
     clean = scores(level, x, y)
@@ -98,7 +108,7 @@ def test_non_finite_values_stay_in_their_row_and_column(level: str) -> None:
     assert torch.equal(result[keep], clean[keep])
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_change_no_bit(level: str, kind: str) -> None:
     x, y = randn(333, 257, dtype=KINDS[kind]), randn(517, 257, dtype=KINDS[kind])
@@ -107,7 +117,7 @@ def test_threads_change_no_bit(level: str, kind: str) -> None:
         assert torch.equal(scores(level, x, y, threads), one)
 
 
-@LEVELS
+@probe.over_levels
 def test_a_block_of_rows_changes_no_bit(level: str) -> None:
     x, y = randn(200, 129), randn(300, 129)
     whole = scores(level, x, y)
@@ -115,7 +125,7 @@ def test_a_block_of_rows_changes_no_bit(level: str) -> None:
     assert torch.equal(scores(level, x, y[41:299]), whole[:, 41:299])
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (100, 700, 3), (97, 2100, 4096)])
 def test_order_of_blocks(level: str, n: int, m: int, d: int, threads: int) -> None:
@@ -129,7 +139,7 @@ def test_order_of_blocks(level: str, n: int, m: int, d: int, threads: int) -> No
     assert largest[1] <= 256
 
 
-@LEVELS
+@probe.over_levels
 def test_epilogue(level: str) -> None:
     library = probe.load(SOURCE, level)
     n, m, d = 123, 257, 64
@@ -142,6 +152,6 @@ def test_epilogue(level: str) -> None:
     assert (out - exact).abs().max() <= 1e-5
 
 
-@LEVELS
+@probe.over_levels
 def test_no_symbol_escapes_its_level(level: str) -> None:
     assert not probe.foreign_symbols(SOURCE, level)

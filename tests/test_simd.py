@@ -20,7 +20,6 @@ Array = np.ndarray[Any, Any]
 
 SIZE = 48  # a multiple of every vector size with R of 1, 2 and 3
 ACCUMULATORS = {"f1": np.float32, "f2": np.float32, "f3": np.float32, "d1": np.float64, "d2": np.float64}
-LEVELS = pytest.mark.parametrize("level", probe.LEVELS)
 VECTORS = pytest.mark.parametrize("vector", ACCUMULATORS)
 
 
@@ -80,7 +79,7 @@ def same_bits(a: Array, b: Array) -> bool:
     return bool(np.all((np.isnan(a) & np.isnan(b)) | ((a == b) & (np.signbit(a) == np.signbit(b)))))
 
 
-@LEVELS
+@probe.over_levels
 @VECTORS
 @pytest.mark.parametrize("name", OPERATORS)
 @np.errstate(all="ignore")
@@ -89,7 +88,7 @@ def test_operator(level: str, vector: str, name: str) -> None:
     assert same_bits(apply(level, name, vector, a, b, c), OPERATORS[name](a, b, c))
 
 
-@LEVELS
+@probe.over_levels
 @VECTORS
 def test_fma_rounds_once_where_the_machine_can(level: str, vector: str) -> None:
     eps = np.finfo(ACCUMULATORS[vector]).eps
@@ -99,7 +98,7 @@ def test_fma_rounds_once_where_the_machine_can(level: str, vector: str) -> None:
     assert apply(level, "fused", vector, a, b.astype(a.dtype), c)[0] == -(twice if level == "v2" else once)
 
 
-@LEVELS
+@probe.over_levels
 @VECTORS
 def test_lanes(level: str, vector: str) -> None:
     size = size_of(level, vector)
@@ -122,7 +121,7 @@ def test_lanes(level: str, vector: str) -> None:
         assert np.array_equal(lanes("all_negative", -one)[:2, 0], [0, 1])
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("letter", ["f", "d"])
 def test_transpose(level: str, letter: str) -> None:
     library, size = probe.load("simd_probe.cpp", level), size_of(level, letter + "1")
@@ -142,7 +141,7 @@ def bits_of(values: torch.Tensor) -> Array:
     return values.view(torch.int16).numpy().view(np.uint16)
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("kind", ["bf16", "half"])
 @pytest.mark.parametrize("registers", [1, 2])
 def test_every_16_bit_pattern(level: str, kind: str, registers: int) -> None:
@@ -160,7 +159,7 @@ def test_every_16_bit_pattern(level: str, kind: str, registers: int) -> None:
     assert np.isnan(again[nan]).all()
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("kind", ["bf16", "half"])
 def test_stores_round_to_nearest_even(level: str, kind: str) -> None:
     library = probe.load("simd_probe.cpp", level)
@@ -201,7 +200,7 @@ def survives(call: Callable[[], object]) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-@LEVELS
+@probe.over_levels
 @STORED
 def test_partial_loads_and_stores_stay_inside(level: str, kind: str, registers: int) -> None:
     library = probe.load("simd_probe.cpp", level)
@@ -304,7 +303,7 @@ def test_every_function_states_its_bound() -> None:
     assert max(stated_bounds().values()) <= 4
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("vector", ["f1", "f2"])
 @pytest.mark.parametrize("name", ORACLES)
 def test_ulp(level: str, vector: str, name: str) -> None:
@@ -318,7 +317,7 @@ def test_ulp(level: str, vector: str, name: str) -> None:
     assert error[worst] <= stated_bounds()[name], f"{error[worst]:.3f} ulp at {[float(v[worst]) for v in x]}"
 
 
-@LEVELS
+@probe.over_levels
 @pytest.mark.parametrize("name", ORACLES)
 @np.errstate(all="ignore")
 def test_double(level: str, name: str) -> None:
@@ -331,6 +330,6 @@ def test_double(level: str, name: str) -> None:
 # What the linker sees
 
 
-@LEVELS
+@probe.over_levels
 def test_no_symbol_escapes_its_level(level: str) -> None:
     assert not probe.foreign_symbols("simd_probe.cpp", level)

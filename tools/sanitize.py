@@ -15,7 +15,8 @@ SUITES = ("tests/test_hyperbolic.py", "tests/test_memory.py", "tests/test_bindin
 
 
 def main() -> int:
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    files = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in files.stdout.splitlines():
         target = COPY / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,8 @@ def run(torch: str) -> int:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *pins], check=True)
         (where / "ready").touch()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([python, "-m", "pytest", "-q", *SUITES, *sys.argv[1:]], cwd=ROOT, env=environment, check=False).returncode
+    suite = [python, "-m", "pytest", "-q", *SUITES, *sys.argv[1:]]
+    return subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The hyperbolic formulas as the field writes them in PyTorch: what mmkern is timed against.
 
-Lorentz maps, distances and cones follow MERU (Desai et al. 2023), clamps and all; the ball follows Ganea et al. 2018. They
-lose digits where mmkern's do not (see the reference); no input of the benchmarks comes near those places.
+Lorentz maps, distances and cones follow MERU (Desai et al. 2023), clamps and all; the ball follows Ganea et al. 2018.
+They lose digits where mmkern's do not (see the reference); no input of the benchmarks comes near those places.
 """
 
 import math

@@ -131,8 +131,9 @@ void Pool::for_each_idle(F visit) {
   }
 }
 
-// A fork copies the blocks in use, page by page as either side writes, like any memory. Idle blocks stay with the parent
-// alone: a copy would cost it a fault for every page again, and keep the old pages alive for as long as the child lives.
+// A fork copies the blocks in use, page by page as either side writes, like any memory. Idle blocks stay with the
+// parent alone: a copy would cost it a fault for every page again, and keep the old pages for as long as the child
+// lives.
 void Pool::before_fork() {
   Pool& pool = of_process();
   pool.mutex_.lock();

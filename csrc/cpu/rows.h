@@ -19,4 +19,13 @@ struct Rows {
 };
 
 }  // namespace MMKERN_ISA
+// The transpose of a matrix: row r is what lies at data + r, data + r + stride, ...
+template <class S>
+struct Columns {
+  S* data;
+  int64_t rows, cols, stride;
+
+  explicit Columns(const Rows<S>& of) : data(of.data), rows(of.cols), cols(of.rows), stride(of.stride) {}
+};
+
 }  // namespace mmkern

@@ -92,22 +92,38 @@ MMKERN_FN void register_tile(const T* x, const T* y, int64_t depth, bool first, 
   }
 }
 
+// The transpose of a whole or partial block of m: v[c] holds lane r of rows [r0, r0 + W) at column c0 + c, 0 outside m.
+template <class T, class S>
+MMKERN_FN void load_transposed(const Rows<const S>& m, int64_t r0, int64_t c0, Vec<T> (&v)[Vec<T>::size]) {
+  constexpr int W = Vec<T>::size;
+  const int n = int(smaller(m.cols - c0, W));
+#pragma GCC unroll 16
+  for (int r = 0; r < W; ++r) {
+    v[r] = Vec<T>(T(0));
+    if (r0 + r < m.rows) v[r] = n == W ? Vec<T>::load(m[r0 + r] + c0) : Vec<T>::load(m[r0 + r] + c0, n);
+  }
+  transpose(v);
+}
+
 // Scalar: for (k < D) for (j < W) packed[k][j] = y[j0 + j][k];  rows from y.rows on count as 0
 template <class T, class S>
-MMKERN_FN void pack_transposed(const Rows<const S>& y, int64_t j0, T* packed) {
+MMKERN_FN void pack_columns(const Rows<const S>& y, int64_t j0, T* packed) {
   constexpr int C = TileShape<T>::cols, W = Vec<T>::size;
   for (int64_t k = 0; k < y.cols; k += W) {
-    const int n = int(smaller(y.cols - k, W));
     Vec<T> v[W];
-#pragma GCC unroll 16
-    for (int j = 0; j < W; ++j) {
-      v[j] = Vec<T>(T(0));
-      if (j0 + j < y.rows) v[j] = n == W ? Vec<T>::load(y[j0 + j] + k) : Vec<T>::load(y[j0 + j] + k, n);
-    }
-    transpose(v);
+    load_transposed(y, j0, k, v);
 #pragma GCC unroll 16
     for (int l = 0; l < W; ++l)
-      if (l < n) v[l].store(packed + (k + l) * C);
+      if (k + l < y.cols) v[l].store(packed + (k + l) * C);
+  }
+}
+template <class T, class S>
+MMKERN_FN void pack_columns(const Columns<const S>& y, int64_t j0, T* packed) {
+  constexpr int C = TileShape<T>::cols, W = Vec<T>::size;
+  const int n = int(smaller(y.rows - j0, W));
+  for (int64_t k = 0; k < y.cols; ++k) {
+    const S* from = y.data + k * y.stride + j0;
+    (n == W ? Vec<T>::load(from) : n > 0 ? Vec<T>::load(from, n) : Vec<T>(T(0))).store(packed + k * C);
   }
 }
 
@@ -120,19 +136,39 @@ MMKERN_FN int64_t depth_of(int64_t D) {
   return blocks_of(blocks_of(D, blocks_of(D, TileShape<T>::depth)), W) * W;
 }
 
-// Scalar: for (i < rows) for (k < D) packed[k / depth][i][k % depth] = x[i0 + i][k];  rows from x.rows on count as 0
+// Scalar: for (i < rows) for (k in [k0, k1)) packed[i][k - k0] = x[i0 + i][k];  rows from x.rows on count as 0
 template <class T, class S>
-MMKERN_FN void pack_rows(const Rows<const S>& x, int64_t i0, int64_t rows, T* packed) {
+MMKERN_FN void pack_part(const Rows<const S>& x, int64_t i0, int64_t rows, int64_t k0, int64_t k1, T* packed) {
   constexpr int W = Vec<T>::size;
-  const int64_t depth = depth_of<T>(x.cols);
-  for (int64_t k0 = 0; k0 < x.cols; k0 += depth) {
-    const int64_t k1 = smaller(k0 + depth, x.cols);
-    for (int64_t i = 0; i < rows; ++i, packed += TileShape<T>::depth) {
-      const int64_t n = i0 + i < x.rows ? k1 : k0;
-      for (int64_t k = k0; k < k1; k += W)
-        (k + W <= n ? Vec<T>::load(x[i0 + i] + k) : Vec<T>::load(x[i0 + i] + k, int(n - k))).store(packed + k - k0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t n = i0 + i < x.rows ? k1 : k0;
+    for (int64_t k = k0; k < k1; k += W) {
+      const Vec<T> v = k + W <= n ? Vec<T>::load(x[i0 + i] + k) : Vec<T>::load(x[i0 + i] + k, int(n - k));
+      v.store(packed + i * TileShape<T>::depth + k - k0);
     }
   }
+}
+template <class T, class S>
+MMKERN_FN void pack_part(const Columns<const S>& x, int64_t i0, int64_t rows, int64_t k0, int64_t k1, T* packed) {
+  constexpr int W = Vec<T>::size;
+  const Rows<const S> stored{x.data, k1, x.rows, x.stride};
+  for (int64_t i = 0; i < rows; i += W) {
+    for (int64_t k = k0; k < k1; k += W) {
+      Vec<T> v[W];
+      load_transposed(stored, k, i0 + i, v);
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l)
+        if (i + l < rows) v[l].store(packed + (i + l) * TileShape<T>::depth + k - k0);
+    }
+  }
+}
+
+// packed[k / depth][i][k % depth] = x[i0 + i][k]
+template <class T, class X>
+MMKERN_FN void pack_rows(const X& x, int64_t i0, int64_t rows, T* packed) {
+  const int64_t depth = depth_of<T>(x.cols);
+  for (int64_t k = 0; k < x.cols; k += depth, packed += rows * TileShape<T>::depth)
+    pack_part(x, i0, rows, k, smaller(k + depth, x.cols), packed);
 }
 
 // The block of S at rows [i0, ...) of packed X and the cols columns of packed Y. Compiled once for all epilogues.
@@ -155,8 +191,10 @@ __attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys
 // in the order of j0, one at a time; those of different i0 may run on different threads. The tile is the epilogue's to
 // overwrite. Its rows are aligned to a vector, and the lanes from cols to the next whole vector can be read and written
 // (they hold products with a row of zeros). The epilogue must not call score_tiles.
-template <class T, class S, class Epilogue>
-inline void score_tiles(Rows<const S> x, Rows<const S> y, int threads, Epilogue&& epilogue) {
+//
+// X and Y are Rows<const S>, or Columns<const S> where the transpose is what lies in memory.
+template <class T, class X, class Y, class Epilogue>
+inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
   using Shape = TileShape<T>;
   const int64_t D = x.cols;
   const int64_t fma_per_operation = Vec<T>::size;
@@ -171,7 +209,7 @@ inline void score_tiles(Rows<const S> x, Rows<const S> y, int threads, Epilogue&
     parallel_rows(blocks_of(cols, Shape::cols), Shape::cols * D, threads, [&](int64_t begin, int64_t end) {
       for (int64_t half = 2 * begin; half < 2 * end; ++half) {
         constexpr int W = Vec<T>::size;
-        pack_transposed(y, panel + half * W, ys + half / 2 * Shape::cols * D + half % 2 * W);
+        pack_columns(y, panel + half * W, ys + half / 2 * Shape::cols * D + half % 2 * W);
       }
     });
     parallel_blocks(blocks_of(x.rows, Shape::block_rows), threads, [&](int64_t b) {

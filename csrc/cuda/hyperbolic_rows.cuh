@@ -259,7 +259,7 @@ struct PairScalar {
 
 template <class Op>
 struct Transport {
-  enum Sum { kXU = Compared::sums, kDU, kScaleSums, kGX = kScaleSums, kGD, kBackwardSums };
+  enum Sum { kXU = Compared::sums, kDU, kScaleSums, kByScale = kScaleSums, kBackwardSums };
 
   static MMKERN_FN void products_of(float x, float y, float u, float* s) {
     Compared::products(x, y, s);
@@ -295,8 +295,7 @@ struct Transport {
     };
     static MMKERN_FN void products(const float (&v)[4], float (&s)[sums]) {
       products_of(v[kX], v[kY], v[kU], s);
-      s[kGX] = fma(v[kG], v[kX], s[kGX]);
-      s[kGD] = fma(v[kG], v[kY] - v[kX], s[kGD]);
+      s[kByScale] = fma(v[kG], v[kX] + v[kY], s[kByScale]);
     }
     static MMKERN_FN RowResults solve(const float (&s)[sums], RowScalars in, Coefficients& k) {
       using D = Dual<float, kScaleSums + 1>;
@@ -304,10 +303,9 @@ struct Transport {
 #pragma unroll
       for (int n = 0; n < kScaleSums; ++n) variables[n] = D::variable(s[n], n);
       const D scale = Op::scale(sums_of(variables), D::variable(in.curvature, kScaleSums));
-      const float by_scale = 2 * s[kGX] + s[kGD];
       float adjoint[kScaleSums + 1];
 #pragma unroll
-      for (int n = 0; n <= kScaleSums; ++n) adjoint[n] = by_scale * scale.slope[n];
+      for (int n = 0; n <= kScaleSums; ++n) adjoint[n] = s[kByScale] * scale.slope[n];
       k.pair = Compared::gradient(0, 0, adjoint);
       k.pair.x_by_g = k.pair.y_by_g = scale.value;
       k.by_xu = adjoint[kXU];

@@ -35,7 +35,7 @@ struct RowArgs {
   i64 rows, cols;
   Scalar curvature;
   float option;
-  int lanes;                  // that share a row: a power of two; above 32 all of the block
+  int lanes;                  // that share a row: a power of two
   Dtype dtype, row_dtype;
   int vectors;                // rows begin and end at multiples of 16 bytes
 };
@@ -110,7 +110,7 @@ MMKERN_FN void sum_over_group(float (&s)[N], int lanes) {
   }
   if (lanes <= kWarp) return;
   __shared__ float warp_sums[N][kMaxLanes / kWarp];
-  const int warp = int(threadIdx.x) / kWarp, warps = lanes / kWarp;
+  const int warp = int(threadIdx.x) / kWarp, warps = lanes / kWarp, first = warp / warps * warps;
   if (threadIdx.x % kWarp == 0) {
 #pragma unroll
     for (int n = 0; n < N; ++n) warp_sums[n][warp] = s[n];
@@ -119,7 +119,7 @@ MMKERN_FN void sum_over_group(float (&s)[N], int lanes) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     s[n] = 0;
-    for (int w = 0; w < warps; ++w) s[n] += warp_sums[n][w];
+    for (int w = first; w < first + warps; ++w) s[n] += warp_sums[n][w];
   }
   __syncthreads();
 }
@@ -138,13 +138,19 @@ struct Row {
     for (int n = 0; n < Flavour::inputs; ++n) one[n] = v[n][k];
   }
 
+  // Two chains of additions: half the latency, and a little less rounding.
   MMKERN_FN void add_products(float (&sums)[Flavour::sums]) const {
+    float second[Flavour::sums] = {};
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    for (int k = 0; k < kColumns / 2; ++k) {
       float one[Flavour::inputs];
       column(k, one);
       Flavour::products(one, sums);
+      column(k + kColumns / 2, one);
+      Flavour::products(one, second);
     }
+#pragma unroll
+    for (int n = 0; n < Flavour::sums; ++n) sums[n] += second[n];
   }
 
   MMKERN_FN void store(const RowArgs& a, i64 row, const Columns& columns,

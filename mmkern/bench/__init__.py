@@ -1,7 +1,7 @@
 """The benchmark harness: every result is checked, then timed beside its rivals, in turns, under one allocator.
 
-``python -m mmkern bench`` and ``pytest benchmarks/`` measure through :func:`mmkern.bench.measure.measure`. What is measured
-(cases, shapes, rivals, floors) lies in the folder ``benchmarks/`` of a checkout.
+``python -m mmkern bench`` and ``pytest benchmarks/`` measure through :func:`mmkern.bench.measure.measure`. What is
+measured (cases, shapes, rivals, floors) lies in the folder ``benchmarks/`` of a checkout.
 """
 
 from __future__ import annotations

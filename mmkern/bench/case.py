@@ -13,19 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .extras import require
+from mmkern.extras import require
 
 # The two "call" modes time what a call costs beside its arithmetic, on a tensor that is too small to matter.
 Mode = Literal["forward", "forward+backward", "call", "call+grad"]
 Level = Literal["default", "full"]
-MODES: tuple[Mode, ...] = ("forward", "forward+backward", "call", "call+grad")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a problem: ``rows`` vectors of length ``width``; ``others`` to pair them all with, or in each set of a centroid."""
+    """Sizes of a problem: ``rows`` vectors of length ``width``; ``others`` to pair each with, or to reduce for each."""
 
-    name: str
     rows: int
     width: int
     source: str
@@ -37,8 +35,8 @@ class Shape:
 
 def load_shapes(path: Path) -> dict[str, Shape]:
     """Shapes by name, from a YAML file."""
-    table = require("yaml").safe_load(path.read_text())
-    return {name: Shape(name=name, **fields) for name, fields in table.items()}
+    table = require("yaml", "pyyaml", "bench").safe_load(path.read_text())
+    return {name: Shape(**fields) for name, fields in table.items()}
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,10 @@ class Peer:
 class Family:
     """What the cases of a family share.
 
-    ``arguments(op, shape, generator)`` makes the inputs, in float32. ``rivals`` are the field's formulas by op, in plain
-    PyTorch, with the arguments of the op; ``torch.compile`` compiles the same functions. ``peer(op, args)`` is another
-    library's op, for cases ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for each element read, or each
-    element of each pair.
+    ``arguments(op, shape, generator)`` makes the inputs, in float32. ``rivals`` are the field's formulas by op, in
+    plain PyTorch, with the arguments of the op; ``torch.compile`` compiles the same functions. ``peer(op, args)`` is
+    another library's op, for cases ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for
+    each of ``rows · others · width``.
     """
 
     name: str
@@ -71,7 +69,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Case:
-    """One op on one shape in one mode. Curvature-like scalars are 0-d tensors, and learned where a gradient is taken."""
+    """One op on one shape in one mode. Its scalars are 0-d tensors, and learned where a gradient is taken."""
 
     family: Family
     op: str
@@ -143,7 +141,7 @@ def load_suite(folder: Path) -> dict[str, Case]:
         spec.loader.exec_module(module)
         cases += module.CASES
     if not cases:
-        raise ValueError(f"no bench_*.py in {folder.resolve()}: run from a checkout of mmkern, or name one with --suite")
+        raise ValueError(f"no bench_*.py in {folder.resolve()}: run in a checkout of mmkern, or use --suite")
     return by_name(cases)
 
 

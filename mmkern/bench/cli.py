@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmkern.extras import MissingExtraError, require
+
 from . import environment, floors, history, metrics, table, worker
 from .case import Case, load_suite, select
-from .extras import MissingExtraError, require
 from .measure import RIVALS, Measurement, Plan
 
 if TYPE_CHECKING:
@@ -35,17 +35,19 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mmkern bench",
-        description="Check each op, then time it beside PyTorch, torch.compile and other libraries, in turns and under one allocator.",
+        description="Check each op, then time it beside PyTorch, torch.compile and other libraries, in turns.",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="measure what the floor file names; status 1 below a floor")
-    what.add_argument("--set-floors", action="store_true", help="measure it, and set each floor to nine tenths, not beyond its goal")
-    what.add_argument("--compare", nargs=2, metavar=("REV_A", "REV_B"), help="two revisions of the history; measures nothing")
-    parser.add_argument("--level", choices=("default", "full"), default="default", help="which cases; full has all shapes")
+    what.add_argument(
+        "--set-floors", action="store_true", help="measure it, and set its floors to nine tenths, or the goal"
+    )
+    what.add_argument("--compare", nargs=2, metavar=("REV_A", "REV_B"), help="two revisions in the history")
+    parser.add_argument("--level", choices=("default", "full"), default="default", help="full has all shapes")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--rivals", default=",".join(RIVALS), help="any of eager,compile,peer (default: all)")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long to time a case (default: 2)")
-    parser.add_argument("--no-as-found", action="store_true", help="leave out the second run, without the tuned allocator")
+    parser.add_argument("--no-as-found", action="store_true", help="leave out the run without the tuned allocator")
     parser.add_argument("--suite", type=Path, default=_default_suite(), help="folder with bench_*.py and floors.json")
     parser.add_argument("--history", type=Path, help="where runs are kept (default: history in the suite's folder)")
     parser.add_argument("--picture", type=Path, default=Path("bench.png"), help="where to draw (default: bench.png)")
@@ -74,8 +76,9 @@ def _measure(options: argparse.Namespace) -> int:
     if not names:
         raise ValueError(f"no case contains {options.only!r}")
     outcome = _run(console, options, names, _plan(options), "tuned")
-    if not options.no_as_found:
-        add_as_found(outcome.measured, _run(console, options, _large(suite, outcome.measured), AS_FOUND, "as found").measured)
+    large = _large(suite, outcome.measured)
+    if large and not options.no_as_found:
+        add_as_found(outcome.measured, _run(console, options, large, AS_FOUND, "as found").measured)
     console.print(table.results(outcome.measured.values()))
     if outcome.measured:
         run = history.new_run(outcome.machine, outcome.measured, options.suite)
@@ -99,11 +102,13 @@ def _check(options: argparse.Namespace) -> int:
     bounds = _load_floors(options.suite, suite)
     names = [name for name in bounds if options.only in name]
     outcome = _run(console, options, names, _plan(options), "tuned")
-    weak = [v.case for v in floors.judge(bounds, outcome.measured, names) if not v.holds and v.case in outcome.measured]
-    if weak:
-        again = _run(console, options, list(dict.fromkeys(weak)), replace(_plan(options), check=False), "once more")
-        outcome.measured |= {name: _better(outcome.measured[name], m) for name, m in again.measured.items()}
-    found = floors.judge(bounds, outcome.measured, names)
+    judged = dict(outcome.measured)
+    weak = dict.fromkeys(v.case for v in floors.judge(bounds, judged, names) if not v.holds and v.case in judged)
+    if weak:  # a busy moment, or a regression: a second run tells
+        again = _run(console, options, list(weak), replace(_plan(options), check=False), "once more")
+        judged |= {name: _better(judged[name], m) for name, m in again.measured.items()}
+        outcome.measured |= again.measured
+    found = floors.judge(bounds, judged, names)
     console.print(table.verdicts(found))
     if outcome.measured:
         run = history.new_run(outcome.machine, outcome.measured, options.suite)
@@ -116,8 +121,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _better(a: Measurement, b: Measurement) -> Measurement:
-    """Each metric from the run in which it was better: noise only ever makes mmkern or a rival slower."""
-    best = {n: v if n not in b.metrics or metrics.reaches(n, v, b.metrics[n]) else b.metrics[n] for n, v in a.metrics.items()}
+    """Each metric from the run in which it was better."""
+    best = {name: v if metrics.reaches(name, v, b.metrics[name]) else b.metrics[name] for name, v in a.metrics.items()}
     return replace(b, metrics=best)
 
 
@@ -163,7 +168,7 @@ def measure_as_found(folder: Path, suite: Mapping[str, Case], measured: dict[str
 def _run(console: Console, options: argparse.Namespace, names: Sequence[str], plan: Plan, title: str) -> Outcome:
     as_found = plan is AS_FOUND
     env = environment.plain_environment() if as_found else environment.tuned_environment()
-    outcome, progress = Outcome(), require("rich.progress")
+    outcome, progress = Outcome(), require("rich.progress", "rich", "bench")
     columns = (
         progress.TextColumn("{task.fields[title]:9}"),
         progress.BarColumn(bar_width=24),

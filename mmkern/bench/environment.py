@@ -112,8 +112,8 @@ def fma_peak() -> float | None:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "fma.c"), Path(folder, "fma.so")
         source.write_text(_FMA_SOURCE)
-        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", str(source), "-o", str(target)]
-        if subprocess.run(command, capture_output=True).returncode:
+        flags = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
+        if subprocess.run([compiler, *flags, source, "-o", target], capture_output=True).returncode:
             return None
         probe = ctypes.CDLL(str(target))
     probe.fma_loop.argtypes = (ctypes.c_long, ctypes.c_float, ctypes.c_float)

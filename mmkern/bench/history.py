@@ -28,7 +28,8 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         cases = {name: measured.as_json() for name, measured in self.cases.items()}
-        return {"schema": SCHEMA, "revision": self.revision, "time": self.time, "machine": dict(self.machine), "cases": cases}
+        head = {"schema": SCHEMA, "revision": self.revision, "time": self.time, "machine": dict(self.machine)}
+        return head | {"cases": cases}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Run:
@@ -90,8 +91,9 @@ def runs_of(runs: list[Run], name: str, checkout: Path) -> Run:
 
     Raises ValueError where the history has no such revision.
     """
-    hashes = {name, revision(checkout, name).rstrip("+")} - {"unknown"}
-    found = [run for run in runs if any(run.revision.rstrip("+").startswith(h.rstrip("+")) for h in hashes)]
+    resolved = revision(checkout, name)
+    hashes = tuple(h.rstrip("+") for h in (name, resolved if resolved != "unknown" else name))
+    found = [run for run in runs if run.revision.startswith(hashes)]
     if not found:
         known = ", ".join(dict.fromkeys(run.revision for run in runs)) or "none"
         raise ValueError(f"the history has no run of {name}; it has {known}")

@@ -1,8 +1,8 @@
 """Numbers that a floor can hold: ratios of medians from one run.
 
-``eager``, ``compile``, a peer's name: how many times faster mmkern is. ``copy``, ``sgemm``: the share of the machine's own rate
-that it reaches. ``overhead_us``, ``of_mul``: what a call costs above the bare kernel, and as a multiple of ``x * 2`` with a
-gradient; of these less is better.
+``eager``, ``compile``, a peer's name: how many times faster mmkern is. ``copy``, ``sgemm``: the share of the machine's
+own rate that it reaches. ``overhead_us``, ``of_mul``: what a call costs above the bare kernel, and as a multiple of
+``x * 2`` with a gradient; of these less is better.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LESS_IS_BETTER = ("overhead_us", "of_mul")
 
 
 def derive(medians: Mapping[str, float], *, copies: float, products: float) -> dict[str, float]:
-    """Metrics of a case whose least traffic is that of ``copies`` copies and whose work is ``products`` matrix products."""
+    """Metrics of a case that moves at least as much as ``copies`` copies, and computes ``products`` matrix products."""
     ours = medians["mmkern"]
     found = {name: t / ours for name, t in medians.items() if name != "mmkern" and name not in YARDSTICKS}
     for name, amount in (("copy", copies), ("sgemm", products)):

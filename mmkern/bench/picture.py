@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmkern.extras import require
+
 from . import metrics, table
-from .extras import require
 from .floors import Bound, Floors
 from .history import Run
 from .measure import Measurement
@@ -34,8 +35,8 @@ _STYLE = {
 
 def draw(run: Run, floors: Floors, target: Path) -> None:
     """Write a PNG: cases carry the same number in both panels."""
-    matplotlib = require("matplotlib")
-    figure_module = require("matplotlib.figure")
+    matplotlib = require("matplotlib", "matplotlib", "bench")
+    figure_module = require("matplotlib.figure", "matplotlib", "bench")
     cases = list(run.cases.values())
     rivals = list(dict.fromkeys(name for m in cases for name in metrics.rivals(m.metrics)))
     heights = 5.2, 0.9 + sum(_room(m) for m in cases)
@@ -106,9 +107,12 @@ def _roofs(axes: Axes, cases: Sequence[Measurement], fma_peak: float | None, lef
     for style, (name, slope) in zip(("-", "--"), slopes.items(), strict=False):
         end = min(highest / slope, right)
         axes.plot([left, end], [slope * left, slope * end], color=_INK, lw=1.2, ls=style, zorder=1)
-        style_of_label = {"fontsize": 8, "ha": "right", "va": "bottom", "rotation_mode": "anchor", "transform_rotates_text": True}
-        along = math.degrees(math.atan(slope))  # of the line in the axes' own units
-        axes.text(end * 0.8, slope * end * 0.86, f"{name} {slope:.1f} GB/s", rotation=along, **style_of_label)
+        label = axes.text(
+            end * 0.8, slope * end * 0.86, f"{name} {slope:.1f} GB/s", fontsize=8, ha="right", va="bottom"
+        )
+        label.set_rotation(math.degrees(math.atan(slope)))  # of the line, in the units of the axes
+        label.set_rotation_mode("anchor")
+        label.set_transform_rotates_text(True)
 
 
 def _number(axes: Axes, points: Iterable[tuple[int, float, float]]) -> None:
@@ -121,7 +125,11 @@ def _number(axes: Axes, points: Iterable[tuple[int, float, float]]) -> None:
         else:
             groups.append((x, y, [number]))
     for x, y, numbers in groups:
-        axes.annotate(", ".join(map(str, numbers)), (x, y), xytext=(7, -3), textcoords="offset points", fontsize=8, zorder=5)
+        _beside(axes, ", ".join(map(str, numbers)), x, y, 7)
+
+
+def _beside(axes: Axes, text: str, x: float, y: float, points: int) -> None:
+    axes.annotate(text, (x, y), xytext=(points, 0), textcoords="offset points", va="center", fontsize=8, zorder=5)
 
 
 # ---- Ratios ----------------------------------------------------------------------------------------------------------
@@ -135,7 +143,7 @@ def _room(m: Measurement) -> float:
 
 def _ratios(axes: Axes, cases: Sequence[Measurement], rivals: Sequence[str], floors: Floors) -> None:
     colours = _rival_colours(rivals)
-    axes.set_title("How many times faster than each rival", loc="left", fontweight="bold")
+    axes.set_title("Times faster than each rival", loc="left", fontweight="bold")
     axes.set_xscale("log")
     ticks, y = [], 0.0
     for m in cases:
@@ -153,7 +161,8 @@ def _ratios(axes: Axes, cases: Sequence[Measurement], rivals: Sequence[str], flo
     axes.set_xlim(min(low, 0.8), high * 1.6)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     for at, m in zip(ticks, cases, strict=True):
-        axes.annotate(table.machine(m), (1, at), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8, color=_MUTED)
+        words = axes.text(1, at, table.machine(m), ha="right", va="center", fontsize=8, color=_MUTED)
+        words.set_transform(axes.get_yaxis_transform())
     for name in rivals:
         axes.plot([], [], "s", ms=8, color=colours[name], label=name)
     axes.plot([], [], "|", ms=9, mew=2, color=_INK, label="goal")
@@ -166,7 +175,7 @@ def _bar(axes: Axes, y: float, ratio: float, colour: str, bound: Bound | None) -
     if bound and bound.goal:
         axes.plot([bound.goal] * 2, [y - _BAR * 0.45, y + _BAR * 0.45], color=_INK, lw=2, zorder=3)
         text_at = max(ratio, bound.goal)
-    axes.annotate(metrics.text("", ratio), (max(text_at, 1), y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    _beside(axes, metrics.text("", ratio), max(text_at, 1), y, 4)
 
 
 def _rival_colours(rivals: Iterable[str]) -> Mapping[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,22 +95,35 @@ def _bare_kernel(case: Case, args: Sequence[Any]) -> Thunk:
     return lambda: kernel(*args, torch.empty_like(lead), case.threads)
 
 
-def check(case: Case, sides: dict[str, Side]) -> None:
-    """Hold mmkern to the numerics contract, and each rival to mmkern. Raises WrongResultError or ContractError."""
-    ours = sides["mmkern"]
+@dataclass(frozen=True)
+class Results:
+    """mmkern's, found right; ``gradients`` is empty where the case takes none."""
+
+    out: Tensor
+    gradients: Sequence[Tensor]
+
+
+def hold_to_contract(case: Case, ours: Side) -> Results:
+    """mmkern's results, forward and backward. Raises ContractError where they miss the numerics contract."""
     with mmkern.verify():
         out = ours.forward()
-        gradients = ours.gradients(gradient_of(out)) if case.mode == "forward+backward" else ()
-    # The way through verify() is not the one that is timed.
-    if not torch.equal(out, ours.forward()):
+        return Results(out, ours.gradients(gradient_of(out)) if case.mode == "forward+backward" else ())
+
+
+def compare(case: Case, sides: Mapping[str, Side], results: Results) -> None:
+    """Hold every side to mmkern's results. Raises WrongResultError."""
+    ours = sides["mmkern"]
+    # Neither the way through verify() nor the number of threads is the one that is timed.
+    if not torch.equal(results.out, ours.forward()):
         raise WrongResultError(f"{case}: a second call gives other bits")
     for name, side in sides.items():
         if name == "mmkern":
             continue
-        _close(f"{case}, {name}", side.comparable(side.forward()), out, FORWARD_TOLERANCE)
-        if gradients and side.leaves is ours.leaves:
-            for leaf, (theirs, mine) in enumerate(zip(side.gradients(gradient_of(out)), gradients, strict=True)):
-                _close(f"{case}, {name}, gradient {leaf}", theirs, mine, BACKWARD_TOLERANCE)
+        _close(f"{case}, {name}", side.comparable(side.forward()), results.out, FORWARD_TOLERANCE)
+        if results.gradients and side.leaves is ours.leaves:
+            theirs = side.gradients(gradient_of(results.out))
+            for leaf, (their, our) in enumerate(zip(theirs, results.gradients, strict=True)):
+                _close(f"{case}, {name}, gradient {leaf}", their, our, BACKWARD_TOLERANCE)
 
 
 def _close(what: str, theirs: Tensor, ours: Tensor, tolerance: float) -> None:

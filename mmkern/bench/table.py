@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mmkern.extras import require
+
 from . import metrics
-from .extras import require
 from .floors import Verdict
 from .history import Run
 from .measure import Measurement
@@ -16,31 +17,34 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 132  # where the output is no terminal
-_COLOURS = {"ok": "green", "below goal": "yellow", "no floor yet": "yellow", "below floor": "red", "not measured": "red"}
+_COLOURS = {"ok": "green", "below goal": "yellow", "no floor yet": "yellow"}  # else red
 
 
 def console() -> Console:
-    made: Console = require("rich.console").Console()
+    made: Console = require("rich.console", "rich", "bench").Console()
     if not made.is_terminal:
         made.width = WIDTH
     return made
 
 
 def _table(title: str, caption: str, columns: Sequence[str]) -> Table:
-    box = require("rich.box")
-    table: Table = require("rich.table").Table(title=title, caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
+    style = require("rich.box", "rich", "bench").SIMPLE_HEAD
+    make = require("rich.table", "rich", "bench").Table
+    table: Table = make(title=title or None, caption=caption or None, box=style, caption_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i > 0)
     return table
 
 
 def results(measured: Iterable[Measurement]) -> Table:
-    """A line a case: mmkern's time, how many times faster it is than each rival, what it leaves of the machine's rate."""
+    """A line a case: mmkern's time, how many times faster it is than each rival, its share of the machine's rate."""
     measured = list(measured)
     rivals = list(dict.fromkeys(name for m in measured for name in metrics.rivals(m.metrics)))
     at = rivals.index("eager") + 1 if "eager" in rivals else 0
     columns = ["case", "mmkern", *rivals[:at], "as found", *rivals[at:], "machine"]
-    caption = "times faster than each rival; as found: eager without the tuned allocator; machine: of the rate of copy or sgemm, or the cost of a call"
+    caption = (
+        "times faster than each rival; as found: than eager, without the tuned allocator; machine: share of its rate"
+    )
     table = _table("", caption, columns)
     for m in measured:
         ratios = {name: _ratio(value) for name, value in metrics.rivals(m.metrics).items()}
@@ -58,15 +62,14 @@ def _ratio(value: float) -> str:
 
 
 def machine(m: Measurement) -> str:
-    """``81 % copy``, ``2.1 µs above the kernel`` or ``1.6x x * 2``."""
+    """``81 % copy``, ``2.1 µs over the kernel`` or ``1.60x of x * 2``."""
     words = {"copy": "copy", "sgemm": "sgemm", "overhead_us": "over the kernel", "of_mul": "of x * 2"}
-    return ", ".join(f"{metrics.text(name, m.metrics[name])} {word}" for name, word in words.items() if name in m.metrics)
+    found = [name for name in words if name in m.metrics]
+    return ", ".join(f"{metrics.text(name, m.metrics[name])} {words[name]}" for name in found)
 
 
 def duration(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale:
-            break
+    unit, scale = next((u for u in (("s", 1.0), ("ms", 1e-3)) if seconds >= u[1]), ("µs", 1e-6))
     return f"{seconds / scale:.3g} {unit}"
 
 
@@ -75,9 +78,10 @@ def verdicts(found: Iterable[Verdict]) -> Table:
     table = _table("", "", ["case", "against", "measured", "floor", "goal", ""])
     before = None
     for v in found:
-        cells = [metrics.text(v.metric, value) if value is not None else "–" for value in (v.measured, v.bound.floor, v.bound.goal)]
+        figures = (v.measured, v.bound.floor, v.bound.goal)
+        cells = ["–" if value is None else metrics.text(v.metric, value) for value in figures]
         name = v.case if v.case != before else ""
-        table.add_row(name, v.metric, *cells, f"[{_COLOURS[v.status]}]{v.status}[/]")
+        table.add_row(name, v.metric, *cells, f"[{_COLOURS.get(v.status, 'red')}]{v.status}[/]")
         before = v.case
     return table
 
@@ -85,7 +89,8 @@ def verdicts(found: Iterable[Verdict]) -> Table:
 def comparison(a: Run, b: Run) -> Table:
     """A line a case of both runs. The ratios compare across machines and loads, the times only on one."""
     other = "" if _same(a.machine, b.machine) else "different machines or versions: only the ratios compare"
-    table = _table(f"{a.revision} → {b.revision}", other, ["case", "time before", "after", "change", "eager before", "after", "change"])
+    columns = ["case", "time before", "after", "faster", "eager before", "after", "better"]
+    table = _table(f"{a.revision} → {b.revision}", other, columns)
     for name in a.cases:
         if name not in b.cases:
             continue

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,13 @@ class WorkerError(RuntimeError):
     """The worker process died."""
 
 
-def run(suite: Path, names: Sequence[str], plan: Plan, environment: Mapping[str, str], *, peak: bool = False) -> Iterator[Event]:
-    """Measure the named cases of a suite in a new process. Raises WorkerError where it dies."""
+def run(
+    suite: Path, names: Sequence[str], plan: Plan, environment: Mapping[str, str], *, peak: bool = False
+) -> Iterator[Event]:
+    """Measure the named cases of a suite in a new process, and its multiply-add peak where ``peak`` asks for it.
+
+    Raises WorkerError where the process dies.
+    """
     request = json.dumps({"suite": str(suite), "cases": list(names), "plan": asdict(plan), "peak": peak})
     command = [sys.executable, "-m", "mmkern.bench.worker", request]
     with (
@@ -67,7 +73,7 @@ def _serve(request: dict[str, Any]) -> None:
         _answer(request, lambda **fields: print(json.dumps(fields), file=answers))
 
 
-def _answer(request: dict[str, Any], say: Any) -> None:
+def _answer(request: dict[str, Any], say: Callable[..., None]) -> None:
     from . import environment
     from .case import load_suite
     from .measure import measure
@@ -78,12 +84,16 @@ def _answer(request: dict[str, Any], say: Any) -> None:
     for name in request["cases"]:
         say(case=name, stage="starting")
         try:
-            measured = measure(suite[name], plan, lambda text, name=name: say(case=name, stage=text))
+            measured = measure(suite[name], plan, functools.partial(_say_stage, say, name))
         except Exception as error:
             traceback.print_exc()
             say(case=name, failure=f"{type(error).__name__}: {error}")
         else:
             say(case=name, measured=measured.as_json())
+
+
+def _say_stage(say: Callable[..., None], name: str, text: str) -> None:
+    say(case=name, stage=text)
 
 
 if __name__ == "__main__":

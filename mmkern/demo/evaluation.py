@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmkern import ops
 from mmkern.models import Meru
@@ -40,6 +41,21 @@ class Stop:
     text: str
     prompt: int | None
     point: Tensor
+
+
+@dataclass(frozen=True)
+class Journey:
+    """An image ``[1, 8, 8]``, its label, and the texts on its way to the root."""
+
+    image: Tensor
+    label: int
+    stops: Sequence[Stop]
+
+
+def most_typical(points: Tensor) -> int:
+    """The row of ``[N, D]`` whose direction is nearest to the mean direction."""
+    directions = functional.normalize(points, dim=1)
+    return int((directions @ directions.mean(0)).argmax())
 
 
 @torch.no_grad()

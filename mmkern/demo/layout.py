@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from mmkern import ops
 
@@ -33,24 +33,28 @@ class DiskLayout:
     @classmethod
     def fit(cls, images: Tensor, labels: Tensor, curvature: Tensor, middle: float) -> DiskLayout:
         """Fitted to points ``[N, D]`` of images; their median goes to the radius ``middle``, in 0..1."""
-        directions = F.normalize(images, dim=1)
+        directions = functional.normalize(images, dim=1)
         targets = _class_targets(directions, labels)[labels]
         gram = directions.T @ directions / len(images) + RIDGE * torch.eye(images.shape[1])
         plane = torch.linalg.solve(gram, directions.T @ targets / len(images))
         median = ops.lorentz_log_map0(images, curvature).norm(dim=1).median() * curvature.sqrt()
         return cls(plane, 2 * math.atanh(middle) / float(median), curvature)
 
+    def radius(self, distance: float) -> float:
+        """Where the points at this distance to the root lie."""
+        return math.tanh(self.stretch * distance * math.sqrt(float(self.curvature)) / 2)
+
     def place(self, points: Tensor) -> Array:
         """``[N, 2]``."""
         stretched = ops.lorentz_exp_map0(self.stretch * ops.lorentz_log_map0(points, self.curvature), self.curvature)
         radius = ops.lorentz_to_poincare(stretched, self.curvature).norm(dim=1, keepdim=True) * self.curvature.sqrt()
-        places: Array = (radius * F.normalize(points @ self.plane, dim=1)).double().numpy()
+        places: Array = (radius * functional.normalize(points @ self.plane, dim=1)).double().numpy()
         return places
 
 
 def _class_targets(directions: Tensor, labels: Tensor) -> Tensor:
-    """A unit vector of the plane for each class, evenly around the circle in the order of a principal component plot."""
-    means = torch.stack([directions[labels == label].mean(0) for label in labels.unique()])
+    """A unit vector of the plane for each class: evenly around the circle, in the order of the principal plane."""
+    means = torch.stack([directions[labels == label].mean(0) for label in range(int(labels.max()) + 1)])
     centred = means - means.mean(0)
     along, across = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).T
     rank = torch.atan2(across, along).argsort().argsort()
@@ -66,7 +70,7 @@ def spread_labels(anchors: Array, sizes: Array, inner: float, outer: float, roun
     """
     radius = np.linalg.norm(anchors, axis=1, keepdims=True)
     home = anchors / np.maximum(radius, 1e-9) * (inner + outer) / 2
-    centres = home.copy()
+    centres: Array = home.copy()
     number = np.arange(len(anchors))
     reach = (sizes[:, None] + sizes) / 2 * (number[:, None] != number)[..., None]
     tie = np.sign(number[:, None] - number)[..., None]
@@ -77,8 +81,7 @@ def spread_labels(anchors: Array, sizes: Array, inner: float, outer: float, roun
         overlap[(overlap <= 0).any(2)] = 0
         along_x = overlap[..., :1] < overlap[..., 1:]
         push = np.where(np.concatenate([along_x, ~along_x], 2), overlap, 0) * np.where(apart == 0, tie, np.sign(apart))
-        centres += push.sum(1) * 0.5
-        centres = _into_ring(centres, sizes, inner, outer)
+        centres = _into_ring(centres + push.sum(1) / 2, sizes, inner, outer)
     return centres
 
 

@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from mmkern.models import Meru
 from .data import Batch, tokens
 from .towers import WIDTH, ImageTower, TextTower
 
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 8e-3
 WARMUP = 0.1
 
 
@@ -33,14 +34,13 @@ def build(embed_dim: int, seed: int) -> Meru:
 class Run:
     """One training: a model, the backend of its ops (None: the default choice), and what each step gave."""
 
-    def __init__(self, name: str, backend: str | None, model: Meru, steps: int) -> None:
-        self.name = name
+    def __init__(self, backend: str | None, model: Meru, steps: int) -> None:
         self.backend = backend
         self.model = model
         self.losses: list[float] = []
         self.seconds: list[float] = []
         scalars = {id(p) for p in model.scalars}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if id(p) not in scalars]},
             {"params": model.scalars, "weight_decay": 0.0},
         ]

@@ -10,8 +10,8 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mmkern import ops
 
@@ -125,7 +125,7 @@ class Meru(nn.Module):
         else:
             equal = (text_ids[:, None] == text_ids).to(logits.dtype)
             targets = equal / equal.sum(1, keepdim=True)  # symmetric, so it serves both directions
-        contrastive = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        contrastive = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
         entailment = ops.lorentz_entailment_loss(texts, images, curvature, self.min_radius)
         return MeruLoss(contrastive + self.entailment_weight * entailment, contrastive, entailment)
 

@@ -53,9 +53,8 @@ def broadcastable(*names: str) -> Check:
             try:
                 torch.broadcast_shapes(first.shape, x.shape)
             except RuntimeError:
-                raise ValueError(
-                    f"{op}: {name} has shape {list(x.shape)}, which does not broadcast with {list(first.shape)} of {names[0]}"
-                ) from None
+                shapes = f"{list(x.shape)}, which does not broadcast with {list(first.shape)}"
+                raise ValueError(f"{op}: {name} has shape {shapes} of {names[0]}") from None
 
     return check
 

@@ -35,7 +35,7 @@ _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _library = torch.library.Library("mmkern", "DEF")
 
 # The shape of the result, from the arguments in order.
-Shape = Callable[[Sequence[Any]], Sequence[int]]
+Shape = Callable[[Sequence[Any]], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,9 @@ class Op:
         """The same gradients by PyTorch's autograd of the reference; differentiable again with ``create_graph``."""
         with torch.enable_grad():
             # Views, so that an argument passed twice keeps two gradients.
-            inputs = [args[i].view_as(args[i]) if want else args[i] for i, want in zip(self.tensors, wanted, strict=True)]
+            inputs = [
+                args[i].view_as(args[i]) if want else args[i] for i, want in zip(self.tensors, wanted, strict=True)
+            ]
             if not create_graph:
                 inputs = [x.detach().requires_grad_() if want else x for x, want in zip(inputs, wanted, strict=True)]
             full = list(args)
@@ -273,7 +275,7 @@ class Op:
         """Row-wise ops take the batch as one more leading axis; the others go through the reference."""
         scalars_batched = any(in_dims[i] is not None for i in self.scalars)
         if scalars_batched or not self.takes_leading_axes:
-            return torch.func.vmap(self.reference, in_dims=tuple(in_dims))(*args), 0  # type: ignore[attr-defined]
+            return torch.func.vmap(self.reference, in_dims=tuple(in_dims))(*args), 0
         moved = list(args)
         for i in self.vectors:
             dim = in_dims[i]
@@ -338,7 +340,7 @@ class _Function(torch.autograd.Function):
         _save(ctx, op, args)
         return op.run(*args)
 
-    backward = staticmethod(_backward)  # type: ignore[assignment]
+    backward = staticmethod(_backward)
 
 
 class _TransformableFunction(torch.autograd.Function):
@@ -353,14 +355,14 @@ class _TransformableFunction(torch.autograd.Function):
         _save(ctx, inputs[0], inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         op: Op = ctx.op
         wanted = op.wanted(ctx.needs_input_grad[1:])
         # Transforms nest, so each level differentiates the one below: always the reference.
         return None, *op.spread(op.reference_gradients(grad, wanted, _restore(ctx), create_graph=True))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Tensor, int]:
         return op.vmap(info, in_dims[1:], *args)
 
 
@@ -446,7 +448,8 @@ def _register(op: Op, schema: str) -> None:
         )
 
     def fake(*args: Any) -> Tensor:
-        return args[op.lead].new_empty(op.output(args))
+        out: Tensor = args[op.lead].new_empty(op.output(args))
+        return out
 
     def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         *rest, wanted = args

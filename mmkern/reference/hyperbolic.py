@@ -2,8 +2,8 @@
 
 A Lorentz point is its space part ``x``; its time part is ``x_t = √(1/c + |x|²)``. A Poincaré point lies in the ball of
 radius ``1/√c``. Formulas are written in the difference ``y − x`` wherever two points meet, so that coinciding and
-near points keep their digits. Sources: Desai et al. 2023 (MERU), for Lorentz maps, distance and cones; Ganea et al. 2018,
-§2, for the ball.
+near points keep their digits. Sources: Desai et al. 2023 (MERU) for Lorentz maps, distance and cones; Ganea et al.
+2018, §2, for the ball. docs/hyperbolic.md derives them.
 """
 
 from __future__ import annotations

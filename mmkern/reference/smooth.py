@@ -18,9 +18,7 @@ _CUTOFF = {torch.float64: 0.008}
 _CUTOFF_DEFAULT = 0.05
 
 SINHC = tuple(1 / math.factorial(2 * k + 1) for k in range(8))
-ASINHC = tuple(
-    (-1) ** k * math.factorial(2 * k) / (4**k * math.factorial(k) ** 2 * (2 * k + 1)) for k in range(8)
-)
+ASINHC = tuple((-1) ** k * math.factorial(2 * k) / (4**k * math.factorial(k) ** 2 * (2 * k + 1)) for k in range(8))
 TANHC = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875)
 ATANHC = tuple(1 / (2 * k + 1) for k in range(8))
 

@@ -157,18 +157,25 @@ def _centroid_cases() -> Iterator[Case]:
             lambda g, s=shape: [randn(g, *s, norm=1.0), torch.rand(*s[:-1], generator=g, dtype=torch.float64) + 0.1],
             _curvature(0.7),
         )
-    yield _case("lorentz_centroid", "c=10.0", lambda g: [randn(g, 6, 40, norm=0.3), torch.ones(6, dtype=torch.float64)], 10.0)
+    yield _case(
+        "lorentz_centroid", "c=10.0", lambda g: [randn(g, 6, 40, norm=0.3), torch.ones(6, dtype=torch.float64)], 10.0
+    )
 
 
 def _pairwise_cases() -> Iterator[Case]:
     sizes = ((1, 1, 1), (5, 3, 5), (17, 33, 64), (123, 129, 40), (7, 300, 123), (100, 9, 257), (0, 4, 8), (4, 0, 8))
     for op in PAIRWISE:
-        point = _point(op, 1.0)
+        point, far = _point(op, 1.0), _point(op, 0.1)
         for n, m, d in sizes:
-            yield _case(op, f"{n}x{m}x{d}", lambda g, p=point, s=(n, m, d): [p(g)(s[0], s[2]), p(g)(s[1], s[2])], _curvature(1.0))
+            yield _case(
+                op,
+                f"{n}x{m}x{d}",
+                lambda g, p=point, s=(n, m, d): [p(g)(s[0], s[2]), p(g)(s[1], s[2])],
+                _curvature(1.0),
+            )
         yield _case(op, "strided", lambda g, p=point: [p(g)(9, 60)[:, 3:40], p(g)(37, 11).T], _curvature(1.0))
         yield _case(op, "near", lambda g, p=point: _near(p(g)(12, 64), g), _curvature(1.0))
-        yield _case(op, "c=0.1", lambda g, p=_point(op, 0.1): [p(g)(21, 48), p(g)(34, 48)], 0.1)
+        yield _case(op, "c=0.1", lambda g, p=far: [p(g)(21, 48), p(g)(34, 48)], 0.1)
 
 
 def _near(x: Tensor, g: torch.Generator) -> list[Tensor]:
@@ -182,12 +189,30 @@ def _near(x: Tensor, g: torch.Generator) -> list[Tensor]:
 def _special_cases() -> Iterator[Case]:
     """Where the usual formulas break: zero vectors, near and coinciding points, far points."""
     for op in (*_RADIAL_TANGENT, *_TO_POINT, *_RADIAL_BALL):
-        yield _case(op, "zero and tiny", lambda g: [torch.stack([torch.zeros(16, dtype=torch.float64), *randn(g, 3, 16, norm=1e-4)])], _curvature(1.0))
+        yield _case(
+            op,
+            "zero and tiny",
+            lambda g: [torch.stack([torch.zeros(16, dtype=torch.float64), *randn(g, 3, 16, norm=1e-4)])],
+            _curvature(1.0),
+        )
     for op in ("lorentz_log_map", "lorentz_distance", "poincare_log_map", "poincare_distance"):
-        yield _case(op, "near", lambda g, p=_point(op, 1.0): _near(p(g)(12, 64), g), _curvature(1.0))
-    yield _case("lorentz_exp_map0", "far", lambda g: [randn(g, 6, 64, norm=1.0) * torch.tensor([[1.0], [5], [11], [20], [40], [80]])], _curvature(1.0))
-    yield _case("lorentz_log_map0", "far", lambda g: [randn(g, 5, 64, norm=1.0) * torch.tensor([[1.0], [1e2], [1e4], [1e9], [1e15]])], _curvature(1.0))
-    yield _case("lorentz_distance", "far", lambda g: [randn(g, 6, 64, norm=1e3), randn(g, 6, 64, norm=1e3)], _curvature(1.0))
+        point = _point(op, 1.0)
+        yield _case(op, "near", lambda g, p=point: _near(p(g)(12, 64), g), _curvature(1.0))
+    yield _case(
+        "lorentz_exp_map0",
+        "far",
+        lambda g: [randn(g, 6, 64, norm=1.0) * torch.tensor([[1.0], [5], [11], [20], [40], [80]])],
+        _curvature(1.0),
+    )
+    yield _case(
+        "lorentz_log_map0",
+        "far",
+        lambda g: [randn(g, 5, 64, norm=1.0) * torch.tensor([[1.0], [1e2], [1e4], [1e9], [1e15]])],
+        _curvature(1.0),
+    )
+    yield _case(
+        "lorentz_distance", "far", lambda g: [randn(g, 6, 64, norm=1e3), randn(g, 6, 64, norm=1e3)], _curvature(1.0)
+    )
 
 
 CASES: list[Case] = [*_row_wise_cases(), *_centroid_cases(), *_pairwise_cases(), *_special_cases()]

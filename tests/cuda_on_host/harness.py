@@ -30,7 +30,7 @@ class Order(enum.IntEnum):
 
 def _flags() -> tuple[str, ...]:
     fma = "fma" in Path("/proc/cpuinfo").read_text(encoding="utf-8") if os.path.exists("/proc/cpuinfo") else False
-    return ("-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-fPIC", "-shared", *(("-mfma", "-mavx2") if fma else ()))
+    return ("-std=c++17", "-O2", "-g1", "-ffp-contract=fast", "-fPIC", "-shared", *(("-mfma", "-mavx2") if fma else ()))
 
 
 def sanitizer_environment() -> dict[str, str]:

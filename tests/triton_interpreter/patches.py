@@ -23,7 +23,7 @@ from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, 
 if not triton.knobs.runtime.interpret:
     raise ImportError("TRITON_INTERPRET=1 must be set before triton is imported")
 
-MAX_PROGRAMS = 64
+MAX_PROGRAMS = 256
 
 
 def to_float32(data: np.ndarray, dtype: tl.dtype) -> np.ndarray:

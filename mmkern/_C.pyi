@@ -1,0 +1,10 @@
+"""The CPU kernels, each ``name(*parameters, threads)``; its ``__doc__`` states the parameters. See bindings/cpu.cpp."""
+
+from collections.abc import Callable
+from typing import Any
+
+isa: str
+isa_levels: tuple[str, ...]
+memory: Any
+
+def __getattr__(name: str) -> Callable[..., None]: ...

@@ -1,0 +1,85 @@
+"""Calling the CUDA backend's kernels as the dispatcher does, on outputs that are watched on both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkern.backends import cuda
+from tests.cases.hyperbolic import Case
+from tests.contract import op_of
+
+_GUARD = 64  # elements on either side of an output
+_SENTINEL = -77.0
+
+
+class GuardedOutputs:
+    """Outputs full of NaN between guards; leaving the block checks that the guards still stand."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def __enter__(self) -> GuardedOutputs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            for buffer in self._buffers:
+                assert (buffer[:_GUARD] == _SENTINEL).all(), "written before the beginning of an output"
+                assert (buffer[-_GUARD:] == _SENTINEL).all(), "written past the end of an output"
+
+    def new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape)
+        buffer = torch.full((size + 2 * _GUARD,), _SENTINEL, dtype=dtype)
+        buffer[_GUARD : _GUARD + size] = math.nan
+        self._buffers.append(buffer)
+        return buffer[_GUARD : _GUARD + size].view(tuple(shape))
+
+
+def forward(name: str, *args: Any) -> Tensor:
+    op = op_of(name)
+    with GuardedOutputs() as outputs:
+        out = outputs.new(op.output(args), args[op.lead].dtype)
+        getattr(cuda, name)(*args, out)
+    return out
+
+
+def backward(name: str, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any]) -> list[Tensor | None]:
+    op = op_of(name)
+    with GuardedOutputs() as outputs:
+        gradients = [
+            outputs.new(args[i].shape, args[i].dtype) if want else None
+            for i, want in zip(op.tensors, wanted, strict=True)
+        ]
+        getattr(cuda, f"{name}_backward")(grad, *args, *gradients)
+    return gradients
+
+
+def both(case: Case, dtype: torch.dtype, grad: Tensor | None = None) -> list[Tensor]:
+    """The result and all gradients."""
+    args = case.arguments(dtype)
+    op = op_of(case.op)
+    out = forward(case.op, *args)
+    if grad is None:
+        grad = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
+    gradients = backward(case.op, grad, [isinstance(args[i], Tensor) for i in op.tensors], args)
+    return [out, *(g for g in gradients if g is not None)]
+
+
+def widened(case: Case, times: int) -> Case:
+    """The same geometry in ``times`` as many dimensions: columns repeated, lengths kept."""
+    op = op_of(case.op)
+    vectors = [i for i in op.vectors if op.names[i] not in ("r", "weights")]
+
+    def build(generator: torch.Generator) -> list[Any]:
+        args = case.build(generator)
+        for i in vectors:
+            args[i] = args[i].repeat(*[1] * (args[i].dim() - 1), times) / times**0.5
+        return args
+
+    return dataclasses.replace(case, label=f"{case.label} x{times}", build=build)

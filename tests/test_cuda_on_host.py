@@ -1,0 +1,207 @@
+"""The CUDA backend without a device: its kernels compiled as C++ and run by tests/cuda_on_host."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmkern.backends import cuda, cuda_launch
+from tests import contract
+from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
+from tests.cuda_on_host import calls
+from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, build, sanitizer_environment
+
+# float32 takes every layout; the other dtypes differ in loads and stores alone.
+LABELS_OF_EVERY_DTYPE = ("5x1", "9x123", "2x3x40", "expanded", "5x33", "17x33x64", "near")
+# One, three and many rows to a block; a row to a part of a warp, to several warps, in two chunks.
+WIDE = [
+    calls.widened(case, times)
+    for case in CASES
+    for label, times in (("3x64", 5), ("3x64", 16), ("1x5", 900), ("2x8", 100), ("2x8", 600))
+    if case.label == label
+]
+RUNS = [
+    *((case, torch.float32) for case in (*CASES, *WIDE)),
+    *((case, dtype) for case in CASES for dtype in (torch.bfloat16, torch.float16) if case.label in LABELS_OF_EVERY_DTYPE),
+    *((case, torch.bfloat16) for case in WIDE if "3x64" in case.label),
+]
+RUNS = [run for run in RUNS if run[0].label not in ("empty", "0x4x8", "4x0x8")]  # the dispatcher's business
+
+
+@pytest.fixture(scope="module")
+def launcher() -> HostLauncher:
+    return HostLauncher(build("hyperbolic.cpp"))
+
+
+@pytest.fixture(autouse=True)
+def on_host(launcher: HostLauncher) -> Iterator[None]:
+    with cuda_launch.replaced(launcher):
+        yield
+
+
+def case_of(op: str, *labels: str) -> Case:
+    return next(case for case in CASES if case.op == op and case.label in labels)
+
+
+def small(op: str) -> Case:
+    """Odd sizes, several blocks' worth of everything."""
+    return case_of(op, "17x129", "2x3x7x24", "123x129x40")
+
+
+# ---- The numerics contract -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
+def test_forward(case: Case, dtype: torch.dtype) -> None:
+    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
+def test_backward(case: Case, dtype: torch.dtype) -> None:
+    contract.check_backward(case, lambda grad, wanted, args: calls.backward(case.op, grad, wanted, args), dtype)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op not in (*PAIRWISE, "lorentz_centroid")])
+def test_a_nan_stays_in_its_row(op: str) -> None:
+    args = case_of(op, "9x123").arguments(torch.float32)
+    clean = calls.forward(op, *args)
+    lead = contract.op_of(op).lead
+    args[lead] = args[lead].clone()
+    args[lead][2, 5] = math.nan
+    out = calls.forward(op, *args)
+    others = torch.arange(9) != 2
+    assert out[2].isnan().all()
+    assert torch.equal(out[others], clean[others])
+
+
+@pytest.mark.parametrize("op", PAIRWISE)
+def test_a_nan_stays_in_its_row_of_pairs(op: str) -> None:
+    x, y, c = case_of(op, "17x33x64").arguments(torch.float32)
+    clean = calls.forward(op, x, y, c)
+    x[3, 1] = y[7, 2] = math.nan
+    out = calls.forward(op, x, y, c)
+    touched = (torch.arange(17) == 3)[:, None] | (torch.arange(33) == 7)
+    assert out[touched].isnan().all()
+    assert torch.equal(out[~touched], clean[~touched])
+
+
+@pytest.mark.parametrize("op", ["lorentz_distance", "poincare_distance"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_coinciding_points(op: str, pairs: bool) -> None:
+    x = in_ball(torch.Generator().manual_seed(0), 5, 70).float()
+    name = op.replace("_", "_pairwise_") if pairs else op
+    c = torch.tensor(1.0)
+    out = calls.forward(name, x, x.clone(), c)
+    assert (out.diagonal() if pairs else out).eq(0).all()
+    gradients = calls.backward(name, torch.ones_like(out), [True] * 3, [x, x.clone(), c])
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+
+
+def test_near_pairs_keep_five_digits() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = randn(g, 70, 64, norm=1.0).float()
+    y = (x.double() + 1e-6 * randn(g, 70, 64, norm=1.0)).float()
+    exact = contract.op_of("lorentz_distance").reference(x.double(), y.double(), 1.0)
+    got = calls.forward("lorentz_pairwise_distance", x, y, 1.0).diagonal()
+    assert ((got - exact).abs() / exact).max() < 1e-5
+
+
+# ---- Same inputs, same bits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [*(small(op) for op in OPS), *(c for c in WIDE if "3x64" in c.label or "2x8" in c.label)], ids=str)
+def test_the_order_of_threads_does_not_matter(case: Case, launcher: HostLauncher) -> None:
+    expected = calls.both(case, torch.float32)
+    for order, seed in ((Order.reverse, 0), (Order.random, 1), (Order.random, 2)):
+        with launcher.order(order, seed):
+            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_may_be_asked_for_one_by_one(op: str) -> None:
+    case = small(op)
+    args = case.arguments(torch.float32)
+    out = calls.forward(op, *args)
+    grad = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    everything = calls.both(case, torch.float32, grad)[1:]
+    for slot, expected in enumerate(everything):
+        wanted = [i == slot for i in range(len(everything))]
+        gradients = calls.backward(op, grad, wanted, args)
+        assert [g is not None for g in gradients] == wanted
+        assert torch.equal(gradients[slot], expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_curvature_by_value_and_by_pointer(op: str) -> None:
+    args = small(op).arguments(torch.float32)
+    slot = contract.op_of(op).names.index("curvature")
+    by_value = [*args[:slot], args[slot].item(), *args[slot + 1 :]]
+    assert torch.equal(calls.forward(op, *args), calls.forward(op, *by_value))
+
+
+def spread(x: Tensor) -> list[Tensor]:
+    """``x`` in layouts that do not collapse, are not aligned, or repeat."""
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), math.nan, dtype=x.dtype)
+    wide[..., 1:-2] = x
+    turned = x.movedim(0, -1).contiguous().movedim(-1, 0)  # the last axis is not dense
+    return [wide[..., 1:-2], turned]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_strides(op: str) -> None:
+    case = case_of(op, "2x3x40", "2x3x7x24", "17x33x64")
+    args = case.arguments(torch.float32)
+    info = contract.op_of(op)
+    grad = torch.linspace(-1, 1, math.prod(info.output(args))).view(*info.output(args))
+    wanted = [True] * len(info.tensors)
+    dense = calls.backward(op, grad, wanted, args)
+    for layout in range(2):
+        others = [spread(a)[layout] if isinstance(a, Tensor) and a.dim() > 1 else a for a in args]
+        torch.testing.assert_close(calls.forward(op, *others), calls.forward(op, *args))
+        for one, other in zip(dense, calls.backward(op, spread(grad)[layout], wanted, others), strict=True):
+            torch.testing.assert_close(one, other)
+    expanded = calls.backward(op, grad.flatten()[3].expand(grad.shape), wanted, args)
+    copied = calls.backward(op, grad.flatten()[3].expand(grad.shape).contiguous(), wanted, args)
+    for one, other in zip(expanded, copied, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_more_rows_than_blocks_walk_on() -> None:
+    """Row kernels have a largest grid, beyond which a block takes several rows."""
+    x = randn(torch.Generator().manual_seed(0), 9000, 320, norm=1.0).float()
+    case = Case("lorentz_log_map0", "many rows", lambda g: [x.double(), torch.tensor(1.0, dtype=torch.float64)])
+    contract.check_backward(case, lambda grad, wanted, args: calls.backward(case.op, grad, wanted, args), torch.float32)
+
+
+# ---- The table, and the sanitizers -----------------------------------------------------------------------------------
+
+
+def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
+    assert {name.removesuffix("_backward") for name in cuda.KERNELS} == set(OPS)
+    launcher.launched.clear()
+    for op in OPS:
+        calls.both(case_of(op, "9x123", "5x33", "5x3x5"), torch.float32)
+    assert launcher.launched == set(launcher.kernels)
+
+
+def test_structs_of_another_size_are_refused(launcher: HostLauncher) -> None:
+    arguments: Any = cuda._SumArgs()
+    with pytest.raises(RuntimeError, match=r"centroid: takes \d+ bytes, got 24"):
+        launcher("centroid", (1, 1), 128, arguments, torch.device("cpu"))
+
+
+def test_address_and_undefined_behaviour_sanitizers() -> None:
+    command = [sys.executable, "-m", "tests.cuda_on_host.sanitized"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env=sanitizer_environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "clean\n"
