@@ -1,7 +1,7 @@
 // mmkern._C: the CPU kernels, at the best ISA level of this machine.
 //
-// A family adds its table to kFamilies; each entry becomes a function `name(*parameters, threads)` that returns None, or
-// raises ValueError where an argument does not fit its signature.
+// A family adds its table to kFamilies; each entry becomes a function `name(*parameters, threads)` that returns None,
+// or raises ValueError where an argument does not fit its signature.
 
 #include <pybind11/pybind11.h>
 
@@ -16,9 +16,9 @@
 
 namespace mmkern {
 
-#define MMKERN_DECLARE_FAMILIES(level)  \
-  namespace level {                     \
-  KernelTable hyperbolic_kernels();     \
+#define MMKERN_DECLARE_FAMILIES(level)                                                                                 \
+  namespace level {                                                                                                    \
+  KernelTable hyperbolic_kernels();                                                                                    \
   }
 MMKERN_FOR_EACH_LEVEL(MMKERN_DECLARE_FAMILIES)
 
@@ -45,9 +45,8 @@ bool runs_here(const char* level) {
 #endif
 }
 
-#define MMKERN_LEVEL(level)              \
-  {#level, [] { return runs_here(#level); }, \
-   [] { return std::vector<KernelTable>{level::hyperbolic_kernels()}; }},
+#define MMKERN_LEVEL(level)                                                                                            \
+  {#level, [] { return runs_here(#level); }, [] { return std::vector<KernelTable>{level::hyperbolic_kernels()}; }},
 // Best last.
 const Level kLevels[] = {MMKERN_FOR_EACH_LEVEL(MMKERN_LEVEL)};
 
@@ -61,7 +60,8 @@ const Level& choose_level() {
     if (!wanted || !std::strcmp(wanted, level.name)) best = &level;
   }
   if (best) return *best;
-  throw pybind11::import_error(wanted ? std::string("MMKERN_CPU_ISA=") + wanted + " was not built or does not run on this CPU; built: " + names
+  throw pybind11::import_error(wanted ? std::string("MMKERN_CPU_ISA=") + wanted +
+                                            " was not built or does not run on this CPU; built: " + names
                                       : "this CPU runs none of the levels built: " + names);
 }
 
@@ -88,7 +88,8 @@ PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   const auto* bound = static_cast<BoundKernel*>(PyCapsule_GetPointer(self, nullptr));
   try {
     if (size_t(count) != bound->signature.size() + 1)
-      throw BadArgument{"takes " + std::to_string(bound->signature.size() + 1) + " arguments, got " + std::to_string(count)};
+      throw BadArgument{"takes " + std::to_string(bound->signature.size() + 1) + " arguments, got " +
+                        std::to_string(count)};
     Call call;
     bound->signature.read(args, call);
     call.threads = int(PyLong_AsLong(args[count - 1]));
@@ -111,8 +112,11 @@ PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 
 void bind_kernel(pybind11::module_& module, const KernelEntry& entry) {
   // Functions of a module live as long as the process.
-  auto* bound = new BoundKernel{entry.name, std::string(entry.name) + "(" + entry.parameters + ", threads)",
-                                Signature(entry.parameters), entry.kernel, {}};
+  auto* bound = new BoundKernel{entry.name,
+                                std::string(entry.name) + "(" + entry.parameters + ", threads)",
+                                Signature(entry.parameters),
+                                entry.kernel,
+                                {}};
   bound->method = {bound->name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&invoke)),
                    METH_FASTCALL, bound->doc.c_str()};
   const pybind11::capsule self(bound);

@@ -1,7 +1,7 @@
 // mmkern._cuda: launches a CUDA kernel by name.
 //
-// A family adds its table to kFamilies. What to launch, and with which arguments, is decided in mmkern/backends/cuda.py,
-// which serves kernels compiled at run time as well.
+// A family adds its table to kFamilies. What to launch, and with which arguments, is decided in
+// mmkern/backends/cuda.py, which serves kernels compiled at run time as well.
 
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
@@ -42,8 +42,8 @@ void check(cudaError_t error, std::string_view kernel) {
 }
 
 // `arguments`: the bytes of the kernel's one struct.
-void launch(std::string_view name, unsigned grid_x, unsigned grid_y, unsigned threads, int shared_bytes,
-            size_t stream, std::string_view arguments) {
+void launch(std::string_view name, unsigned grid_x, unsigned grid_y, unsigned threads, int shared_bytes, size_t stream,
+            std::string_view arguments) {
   const auto found = kernels().find(name);
   if (found == kernels().end()) throw std::invalid_argument("no CUDA kernel is called " + std::string(name));
   const DeviceKernel& kernel = found->second;

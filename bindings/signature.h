@@ -4,8 +4,9 @@
 //
 // A tensor parameter is `name: axes`: `*` stands for any leading axes, equal wherever it occurs, and a letter for one
 // axis. All tensors share the dtype of the first, but one marked `acc` has the accumulation dtype (float32, or float64
-// beside float64), and one marked `flat` is walked with a single stride over all its axes. `float name` is a number, `positive name` one above zero. A tensor may be None if the kernel reads
-// it as "not wanted"; such parameters are marked `opt`.
+// beside float64), and one marked `flat` is walked with a single stride over all its axes. `positive name` is a
+// number above zero, `nonnegative name` one of at least zero. A tensor may be None if the kernel reads it as "not
+// wanted"; such parameters are marked `opt`.
 #pragma once
 
 #include <string>
@@ -16,7 +17,7 @@
 namespace mmkern {
 
 struct Parameter {
-  enum class Kind { tensor, number, positive };
+  enum class Kind { tensor, positive, nonnegative };
   Kind kind = Kind::tensor;
   bool accumulates = false, optional = false, any_leading = false, flat = false;
   std::string name, letters;  // letters: the named axes after `*`
@@ -41,12 +42,15 @@ class Signature {
     each(args, [&](const Parameter& p, PyObject* object) {
       if (p.kind == Parameter::Kind::tensor) {
         View& view = call.tensors[tensors++];
-        if (object != Py_None) reader.read(object, view);
-        else if (!p.optional) throw BadArgument{"is None"};
+        if (object != Py_None)
+          reader.read(object, view);
+        else if (!p.optional)
+          throw BadArgument{"is None"};
         return;
       }
       const double value = number(reader, object);
       if (p.kind == Parameter::Kind::positive && !(value > 0)) throw BadArgument{"must be above 0"};
+      if (p.kind == Parameter::Kind::nonnegative && !(value >= 0)) throw BadArgument{"must be at least 0"};
       call.scalars[scalars++] = value;
     });
     Bound bound;
@@ -67,8 +71,8 @@ class Signature {
       if (found) text.erase(0, std::string(word).size());
       return found;
     };
-    if (take("float ")) p.kind = Parameter::Kind::number;
     if (take("positive ")) p.kind = Parameter::Kind::positive;
+    if (take("nonnegative ")) p.kind = Parameter::Kind::nonnegative;
     p.optional = take("opt ");
     p.accumulates = take("acc ");
     p.flat = take("flat ");
@@ -76,8 +80,10 @@ class Signature {
     p.name = text.substr(0, colon);
     if (p.kind == Parameter::Kind::tensor) {
       for (const char c : text.substr(colon + 1)) {
-        if (c == '*') p.any_leading = true;
-        else if (c != ' ') p.letters += c;
+        if (c == '*')
+          p.any_leading = true;
+        else if (c != ' ')
+          p.letters += c;
       }
     }
     return p;

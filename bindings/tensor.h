@@ -77,10 +77,14 @@ class TensorReader {
     view.data = info.ptr;
     view.rank = int(info.ndim);
     if (info.ndim > kMaxRank) throw BadArgument{"has too many axes"};
-    if (info.format == "f") view.dtype = Dtype::float32;
-    else if (info.format == "d") view.dtype = Dtype::float64;
-    else if (info.format == "e") view.dtype = Dtype::float16;
-    else throw BadArgument{"has buffer format " + info.format};
+    if (info.format == "f")
+      view.dtype = Dtype::float32;
+    else if (info.format == "d")
+      view.dtype = Dtype::float64;
+    else if (info.format == "e")
+      view.dtype = Dtype::float16;
+    else
+      throw BadArgument{"has buffer format " + info.format};
     for (int i = 0; i < view.rank; ++i) {
       if (info.strides[i] % info.itemsize) throw BadArgument{"has a stride that is not whole elements"};
       view.sizes[i] = info.shape[i];

@@ -35,7 +35,7 @@ using Kernel = void (*)(const Call&);
 
 struct KernelEntry {
   const char* name;
-  const char* parameters;  // "v, float curvature, out": a tensor unless marked float
+  const char* parameters;  // "x: *D, positive curvature, out: *D"; bindings/signature.h has the grammar
   Kernel kernel;
 };
 

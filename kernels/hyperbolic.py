@@ -3,7 +3,6 @@
 A launcher writes into given outputs; a gradient that is None is not wanted. The row-wise ops are one kernel (``rows.py``), a
 flavour from this file and a scalar function (``hyperbolic_scalars.py``); the pairwise ones are in ``hyperbolic_pairs.py``.
 """
-# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from mmkern.kernels import hyperbolic_pairs as pairs
 from mmkern.kernels import hyperbolic_scalars as solve
 from mmkern.kernels import rows, scalar_math
 from mmkern.kernels.hyperbolic_centroid import centroid_sums
 from mmkern.kernels.rows import Flavour
+from torch import Tensor
 
 Launcher = Callable[..., None]
 
@@ -289,9 +287,7 @@ lorentz_exterior_angle, lorentz_exterior_angle_backward = _pair_value(
 
 
 def mobius_scalar_mul(r: Tensor, x: Tensor, curvature: float | Tensor, out: Tensor) -> None:
-    rows.launch(
-        RADIAL, solve.scaled_radial, (x,), (out,), curvature, function=solve.mobius_factor, scalars=(r,)
-    )
+    rows.launch(RADIAL, solve.scaled_radial, (x,), (out,), curvature, function=solve.mobius_factor, scalars=(r,))
 
 
 def mobius_scalar_mul_backward(

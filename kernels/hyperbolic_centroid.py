@@ -10,10 +10,9 @@ from math import prod
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from mmkern.kernels.rows import Blocks, merged_stride, scalar
 from mmkern.kernels.scalar_math import sqrt
+from torch import Tensor
 
 # Programs that fill a GPU: a batch's points are split among them, in whole blocks of this many.
 _PROGRAMS, _POINTS_PER_SPLIT = 512, 64

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from mmkern.kernels import rows
 from mmkern.kernels.hyperbolic_scalars import (
     ball_gap,
@@ -33,6 +31,7 @@ from mmkern.kernels.score_tiles import (
     squared_difference_tile,
     tile_position,
 )
+from torch import Tensor
 
 _TILES_TALL = 8
 
@@ -152,12 +151,11 @@ def _pair_s(
     """s of a tile of pairs: from differences, or from scores, with a note where that has cancelled."""
     if DIFFERENCES:
         return NEAR(squared_difference_tile(x, y, x_stride, y_stride, i, j, n, m, depth), x_term, y_term, c)
-    else:
-        s, scale = SCORE(score_tile(x, y, x_stride, y_stride, i, j, n, m, depth, BLOCK_K), x_term, y_term, c)
-        if NEAR is not None:
-            near = (s < NEARNESS * scale).to(tl.int32)
-            tl.store(near_tile, tl.max(tl.max(near, 1), 0))
-        return s
+    s, scale = SCORE(score_tile(x, y, x_stride, y_stride, i, j, n, m, depth, BLOCK_K), x_term, y_term, c)
+    if NEAR is not None:
+        near = (s < NEARNESS * scale).to(tl.int32)
+        tl.store(near_tile, tl.max(tl.max(near, 1), 0))
+    return s
 
 
 @triton.jit
@@ -209,15 +207,8 @@ def pair_kernel(
 
 
 @triton.jit
-def _rounded(weight, like):
-    """Weights in the type of the product, back in float32: what is summed must be what is multiplied."""
-    if like.dtype.element_ty == tl.bfloat16:
-        return weight.to(tl.bfloat16).to(tl.float32)
-    return weight
-
-
-@triton.jit
 def _rounded_to_tf32(weight):
+    """The weight that a TF32 product multiplies: the shares must sum the same ones."""
     bits = (weight.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     return tl.where(tl.abs(weight) < 1e38, bits.to(tl.float32, bitcast=True), weight)
 
@@ -229,7 +220,7 @@ def weight_kernel(
     y,  # [m, depth]
     x_terms,  # [n], float32
     y_terms,  # [m], float32
-    weights,  # [n, m], contiguous; None for the inner product, whose weights are grad
+    weights,  # [n, m], float32, contiguous; None for the inner product, whose weights are grad
     near_tiles,  # [tiles_i, tiles_j], int32; None for the inner product
     x_shares,  # [tiles_j, n], float32
     y_shares,  # [tiles_i, m], float32
@@ -286,8 +277,7 @@ def weight_kernel(
         w, v = WEIGHTS(w * slope, s, x_term, y_term, c)
         if TF32:
             w = _rounded_to_tf32(w)
-        w = _rounded(w, weights)
-        tl.store(weights + i[:, None] * m + j[None, :], w.to(weights.dtype.element_ty), mask)
+        tl.store(weights + i[:, None] * m + j[None, :], w, mask)
     # In a near tile the product itself takes differences, so that Σ W is none of the share.
     w = tl.where(mask, w, 0.0)
     v = tl.where(mask, v, 0.0)
@@ -383,8 +373,7 @@ def backward(
     weights, near, curvature_parts = Weights(grad, None, tiling), None, None
     if pair.near is not None:
         near = x.new_empty(tiles, dtype=torch.int32)
-        storage = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-        weights = Weights(x.new_empty(n, m, dtype=storage), near, tiling)
+        weights = Weights(x.new_empty(n, m, dtype=torch.float32), near, tiling)
         if curvature_grad is not None:
             curvature_parts = x.new_empty(tiles[0] * tiles[1], dtype=torch.float32)
     with torch.cuda.device_of(x):
@@ -410,7 +399,7 @@ def backward(
                 *tiles,
                 WEIGHTS=pair.weights,
                 RATES=pair.rates,
-                TF32=x.dtype == torch.float16,
+                TF32=x.element_size() == 2,
                 **_constants(pair, x, tiling, differences),
             )
         x_share, y_share = x_shares.sum(0), y_shares.sum(0)

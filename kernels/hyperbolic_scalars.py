@@ -13,7 +13,6 @@ has the formulas themselves.
 
 import triton
 import triton.language as tl
-
 from mmkern.kernels.scalar_math import (
     CUTOFF,
     EPS,
@@ -259,7 +258,9 @@ def distance_slopes(s, c):
     """
     root, hypotenuse = sqrt(s), sqrt(1 + s)
     inverse = tl.where(s <= 0, 0.0, div(1.0, tl.where(s <= 0, 1.0, root) * hypotenuse))
-    change = tl.where(s < CUTOFF, root * asinhc_change_series(s), s * inverse - 0.5 * log1p(2 * s + 2 * (root * hypotenuse)))
+    change = tl.where(
+        s < CUTOFF, root * asinhc_change_series(s), s * inverse - 0.5 * log1p(2 * s + 2 * (root * hypotenuse))
+    )
     inverse_c = div(1.0, sqrt(c))
     return inverse * inverse_c, change * (inverse_c * inverse_c * inverse_c)
 

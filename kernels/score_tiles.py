@@ -15,10 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 
-# 32 elements of a tile a thread: with 64 the functions of a score no longer fit in registers.
-_PER_WARP = 1024
-
-
 @dataclass(frozen=True)
 class Tiling:
     """Tile sides, fixed by the matrix's sides and the storage type alone."""
@@ -26,19 +22,18 @@ class Tiling:
     rows: int
     columns: int
     depth: int
+    warps: int
 
     @classmethod
     def of(cls, rows: int, columns: int, dtype: torch.dtype) -> Tiling:
         tall, depth = (128, 64) if dtype.itemsize == 2 else (64, 32)
-        return cls(_side(rows, tall), _side(columns, 64), depth)
-
-    @property
-    def warps(self) -> int:
-        return max(self.rows * self.columns // _PER_WARP, 1)
+        i, j = _side(rows, tall), _side(columns, 64)
+        # 32 elements a thread, 16 beside the registers of a float32 product: with more the functions of a score spill.
+        return cls(i, j, depth, max(i * j // (1024 if dtype.itemsize == 2 else 512), 1))
 
     @property
     def T(self) -> Tiling:  # noqa: N802
-        return Tiling(self.columns, self.rows, self.depth)
+        return Tiling(self.columns, self.rows, self.depth, self.warps)
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
         return triton.cdiv(rows, self.rows), triton.cdiv(columns, self.columns)
@@ -127,7 +122,7 @@ def product_kernel(
         b = tl.load(y + j[:, None] * y_stride + d[None, :], (j < columns)[:, None] & mask_d[None, :], 0.0)
         if w.dtype == b.dtype:
             total = tl.dot(w, b, total, input_precision="ieee")
-        else:  # float16 points: they and their rounded weights are exact in TF32, and have its range
+        else:  # 16-bit points and their rounded weights are exact in TF32
             total = tl.dot(w, b.to(tl.float32), total, input_precision="tf32")
 
     tile = tl.load(x + i[:, None] * x_stride + d[None, :], row_mask[:, None] & mask_d[None, :], 0.0).to(tl.float32)
@@ -163,7 +158,7 @@ def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: T
     rows, columns = weights.values.shape
     depth = x.shape[1]
     tiling = weights.tiling
-    block_d = min(max(triton.next_power_of_2(depth), 16), 128 if x.dtype.itemsize == 2 else 64)
+    block_d = _side(depth, 128 if weights.values.element_size() == 2 else 64)
     near = weights.near
     product_kernel[(triton.cdiv(rows, tiling.rows), triton.cdiv(depth, block_d))](
         weights.values,
@@ -184,6 +179,6 @@ def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: T
         BLOCK_I=tiling.rows,
         BLOCK_D=block_d,
         BLOCK_J=min(tiling.columns, 64 if x.dtype.itemsize == 2 else 32),
-        num_warps=8 if tiling.rows * block_d > 64 * 128 else 4,
+        num_warps=min(max(tiling.rows * block_d // 1024, 1), 8),
         enable_fp_fusion=False,
     )

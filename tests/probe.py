@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,29 @@ def load(source: str, level: str) -> ctypes.CDLL:
 
 def address(array: np.ndarray, offset: int = 0) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data + offset)
+
+
+class GuardedMemory:
+    """Memory behind whose end lies a page that must not be touched."""
+
+    def __init__(self, size: int) -> None:
+        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.map = mmap.mmap(-1, size + mmap.PAGESIZE)
+        self.end = np.frombuffer(self.map, np.uint8).ctypes.data + size
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mprotect(ctypes.c_void_p(self.end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+
+    def before_end(self, nbytes: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.end - nbytes)
+
+
+def survives(call: Callable[[], object]) -> bool:
+    """Runs it in a child, which a touch of the guard page would kill."""
+    child = os.fork()
+    if child == 0:
+        call()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def foreign_symbols(source: str, level: str) -> list[str]:

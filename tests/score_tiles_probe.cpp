@@ -21,7 +21,8 @@ static void scores(const S* x, int64_t x_stride, const S* y, int64_t y_stride, T
 // x is [D, N] in memory, y [D, M]
 extern "C" void scores_of_columns(const float* x, int64_t x_stride, const float* y, int64_t y_stride, float* out,
                                   int64_t N, int64_t M, int64_t D, int threads) {
-  store_scores(Columns(Rows<const float>{x, D, N, x_stride}), Columns(Rows<const float>{y, D, M, y_stride}), out, threads);
+  store_scores(Columns(Rows<const float>{x, D, N, x_stride}), Columns(Rows<const float>{y, D, M, y_stride}), out,
+               threads);
 }
 
 extern "C" void scores_float(const float* x, int64_t x_stride, const float* y, int64_t y_stride, float* out, int64_t N,

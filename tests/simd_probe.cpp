@@ -8,38 +8,38 @@ template <class T, int R>
 struct Shape {};
 
 // out[i] = expression of the vectors a, b, c; n is a multiple of every vector size
-#define PROBE(name, ...)                                                                                   \
-  template <class T, int R>                                                                                \
-  static void name##_loop(Shape<T, R>, const T* pa, const T* pb, const T* pc, T* out, int64_t n) {         \
-    for (int64_t i = 0; i < n; i += Vec<T, R>::size) {                                                     \
-      [[maybe_unused]] const auto a = Vec<T, R>::load(pa + i), b = Vec<T, R>::load(pb + i),                \
-                                  c = Vec<T, R>::load(pc + i);                                             \
-      const Vec<T, R> y = __VA_ARGS__;                                                                     \
-      y.store(out + i);                                                                                    \
-    }                                                                                                      \
-  }                                                                                                        \
-  PROBE_AT(name, f, float, 1)                                                                              \
-  PROBE_AT(name, f, float, 2)                                                                              \
-  PROBE_AT(name, f, float, 3)                                                                              \
-  PROBE_AT(name, d, double, 1)                                                                             \
+#define PROBE(name, ...)                                                                                               \
+  template <class T, int R>                                                                                            \
+  static void name##_loop(Shape<T, R>, const T* pa, const T* pb, const T* pc, T* out, int64_t n) {                     \
+    for (int64_t i = 0; i < n; i += Vec<T, R>::size) {                                                                 \
+      [[maybe_unused]] const auto a = Vec<T, R>::load(pa + i), b = Vec<T, R>::load(pb + i),                            \
+                                  c = Vec<T, R>::load(pc + i);                                                         \
+      const Vec<T, R> y = __VA_ARGS__;                                                                                 \
+      y.store(out + i);                                                                                                \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  PROBE_AT(name, f, float, 1)                                                                                          \
+  PROBE_AT(name, f, float, 2)                                                                                          \
+  PROBE_AT(name, f, float, 3)                                                                                          \
+  PROBE_AT(name, d, double, 1)                                                                                         \
   PROBE_AT(name, d, double, 2)
 
 // the same, for functions too long to compile for every R
-#define PROBE_MATH(name, ...)                                                                              \
-  template <class T, int R>                                                                                \
-  static void name##_loop(Shape<T, R>, const T* pa, const T* pb, const T*, T* out, int64_t n) {            \
-    for (int64_t i = 0; i < n; i += Vec<T, R>::size) {                                                     \
-      [[maybe_unused]] const auto a = Vec<T, R>::load(pa + i), b = Vec<T, R>::load(pb + i);                \
-      (__VA_ARGS__).store(out + i);                                                                        \
-    }                                                                                                      \
-  }                                                                                                        \
-  PROBE_AT(name, f, float, 1)                                                                              \
-  PROBE_AT(name, f, float, 2)                                                                              \
+#define PROBE_MATH(name, ...)                                                                                          \
+  template <class T, int R>                                                                                            \
+  static void name##_loop(Shape<T, R>, const T* pa, const T* pb, const T*, T* out, int64_t n) {                        \
+    for (int64_t i = 0; i < n; i += Vec<T, R>::size) {                                                                 \
+      [[maybe_unused]] const auto a = Vec<T, R>::load(pa + i), b = Vec<T, R>::load(pb + i);                            \
+      (__VA_ARGS__).store(out + i);                                                                                    \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  PROBE_AT(name, f, float, 1)                                                                                          \
+  PROBE_AT(name, f, float, 2)                                                                                          \
   PROBE_AT(name, d, double, 1)
 
-#define PROBE_AT(name, letter, T, R)                                                                          \
-  extern "C" void name##_##letter##R(const T* a, const T* b, const T* c, T* out, int64_t n) {                 \
-    name##_loop(Shape<T, R>{}, a, b, c, out, n);                                                              \
+#define PROBE_AT(name, letter, T, R)                                                                                   \
+  extern "C" void name##_##letter##R(const T* a, const T* b, const T* c, T* out, int64_t n) {                          \
+    name##_loop(Shape<T, R>{}, a, b, c, out, n);                                                                       \
   }
 
 PROBE(add, a + b)
@@ -107,14 +107,14 @@ extern "C" void transpose_f(const float* in, float* out) { transposed(in, out); 
 extern "C" void transpose_d(const double* in, double* out) { transposed(in, out); }
 
 // Whole and partial loads and stores between S and T.
-#define STORAGE(name, S, T, R)                                                                                     \
-  extern "C" void load_##name(const S* in, T* out, int64_t n) {                                                    \
-    for (int64_t i = 0; i < n; i += Vec<T, R>::size) Vec<T, R>::load(in + i).store(out + i);                       \
-  }                                                                                                                \
-  extern "C" void store_##name(const T* in, S* out, int64_t n) {                                                   \
-    for (int64_t i = 0; i < n; i += Vec<T, R>::size) Vec<T, R>::load(in + i).store(out + i);                       \
-  }                                                                                                                \
-  extern "C" void load_first_##name(const S* in, T* out, int n) { Vec<T, R>::load(in, n).store(out); }             \
+#define STORAGE(name, S, T, R)                                                                                         \
+  extern "C" void load_##name(const S* in, T* out, int64_t n) {                                                        \
+    for (int64_t i = 0; i < n; i += Vec<T, R>::size) Vec<T, R>::load(in + i).store(out + i);                           \
+  }                                                                                                                    \
+  extern "C" void store_##name(const T* in, S* out, int64_t n) {                                                       \
+    for (int64_t i = 0; i < n; i += Vec<T, R>::size) Vec<T, R>::load(in + i).store(out + i);                           \
+  }                                                                                                                    \
+  extern "C" void load_first_##name(const S* in, T* out, int n) { Vec<T, R>::load(in, n).store(out); }                 \
   extern "C" void store_first_##name(const T* in, S* out, int n) { Vec<T, R>::load(in).store(out, n); }
 
 STORAGE(float1, float, float, 1)

@@ -132,7 +132,7 @@ print(tuning.setting, tuning.message, os.environ.get("THP_MEM_ALLOC_ENABLE"), se
 
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
-    [("THP_MEM_ALLOC_ENABLE", "1", "slower than either"), ("MALLOC_MMAP_MAX_", "0", "keeps the heap already")],
+    [("THP_MEM_ALLOC_ENABLE", "1", "slowest first calls"), ("MALLOC_MMAP_MAX_", "0", "keeps the heap already")],
 )
 def test_heap_and_huge_pages_are_never_together(
     name: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,16 @@ def launcher() -> HostLauncher:
     return HostLauncher(build("selftest.cpp"))
 
 
-def run(launcher: HostLauncher, kernel: str, out: Tensor, *, threads: int, blocks: int = 1, shared: int = 0, **tensors: Tensor) -> Tensor:
+def run(
+    launcher: HostLauncher,
+    kernel: str,
+    out: Tensor,
+    *,
+    threads: int,
+    blocks: int = 1,
+    shared: int = 0,
+    **tensors: Tensor,
+) -> Tensor:
     args = Args(out=out.data_ptr(), **{name: x.data_ptr() for name, x in tensors.items()})
     launcher(kernel, (blocks, 1), threads, args, CPU, shared_bytes=shared)
     return out
@@ -89,10 +98,14 @@ def test_mma_and_ldmatrix(launcher: HostLauncher, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("kBfloat16", torch.bfloat16), ("kFloat16", torch.float16)])
 def test_sixteen_bit_numbers(launcher: HostLauncher, name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.cat([
-        torch.randn(1000, generator=generator) * 10.0 ** torch.randint(-9, 6, (1000,), generator=generator),
-        torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1.00390625, 1.01171875, 65519.0, 65520.0, 3.4e38, 1e-45]),
-    ])
+    x = torch.cat(
+        [
+            torch.randn(1000, generator=generator) * 10.0 ** torch.randint(-9, 6, (1000,), generator=generator),
+            torch.tensor(
+                [0.0, -0.0, math.inf, -math.inf, math.nan, 1.00390625, 1.01171875, 65519.0, 65520.0, 3.4e38, 1e-45]
+            ),
+        ]
+    )
     out = run(launcher, f"round_trip<{name}>", nans(len(x)), threads=len(x), input=x)
     assert torch.equal(out.nan_to_num(12345.0), x.to(dtype).float().nan_to_num(12345.0))
 
@@ -118,7 +131,11 @@ def test_a_lost_barrier_shows_in_every_order(launcher: HostLauncher) -> None:
 @pytest.mark.parametrize(
     ("kernel", "threads", "message"),
     [
-        ("reverse<Bug::early_exit>", 96, r"deadlock.*\n  threads 5 exited\n  threads 0-4, 6-95 wait at __syncthreads \(.*selftest.cpp:\d+\)"),
+        (
+            "reverse<Bug::early_exit>",
+            96,
+            r"deadlock.*\n  threads 5 exited\n  threads 0-4, 6-95 wait at __syncthreads \(.*selftest.cpp:\d+\)",
+        ),
         ("reverse<Bug::divergent_barrier>", 96, r"(?s)deadlock.*wait at __syncthreads \(.*wait at __syncthreads \("),
         ("warp_sum<Bug::missing_lane>", 32, r"thread 30 at .*: __shfl_xor_sync reads a lane outside its mask"),
         ("warp_sum<Bug::early_exit>", 32, r"(?s)threads 3 exited\n.*wait at __shfl_xor_sync \(.*, mask ffffffff\)"),
@@ -150,7 +167,12 @@ def test_the_address_sanitizer_sees_shared_memory() -> None:
         "run(launcher, 'out_of_bounds', nans(1), threads=4, shared=16)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=sanitizer_environment(), check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=sanitizer_environment(),
+        check=False,
     )
     assert "clean" in done.stdout, done.stderr
     assert done.returncode != 0

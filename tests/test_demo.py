@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +20,6 @@ from mmkern.extras import MissingExtraError, require
 SHORT = cli.Settings(steps=12, batch=64, embed_dim=48)
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Small steps on several threads crawl where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo") / "demo.png"
@@ -38,11 +27,10 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcome(picture: Path) -> cli.Outcome:
-    with one_thread():
-        return cli.run(SHORT, picture, lambda reference, ours: None)
+    return cli.run(SHORT, picture, lambda reference, ours: None)
 
 
-# ---- Data --------------------------------------------------------------------------------------------------------------
+# ---- Data ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_split_is_whole_stratified_and_disjoint() -> None:
@@ -81,7 +69,7 @@ def test_prompts_say_what_they_mean() -> None:
     assert tokens.max() == vocabulary - 1
 
 
-# ---- A short run -------------------------------------------------------------------------------------------------------
+# ---- A short run -----------------------------------------------------------------------------------------------------
 
 
 def test_both_runs_start_alike_and_learn_alike(outcome: cli.Outcome) -> None:
@@ -126,12 +114,12 @@ def test_the_full_run_classifies_what_it_never_saw() -> None:
     training, held_out = data.load(settings.held_out, settings.seed)
     batches = data.batches(training, settings.steps, settings.batch, torch.Generator().manual_seed(settings.seed))
     run = Run(None, build(settings.embed_dim, settings.seed), settings.steps)
-    with one_thread():
-        train([run], batches, lambda: None)
+    torch.set_num_threads(settings.threads)
+    train([run], batches, lambda: None)
     assert evaluation.zero_shot_accuracy(run.model, held_out) >= 0.95
 
 
-# ---- The disk ----------------------------------------------------------------------------------------------------------
+# ---- The disk --------------------------------------------------------------------------------------------------------
 
 
 def test_the_disk_keeps_distances_to_the_root_and_parts_the_classes() -> None:
@@ -168,7 +156,7 @@ def test_labels_do_not_overlap_and_stay_in_their_ring() -> None:
     assert radius.max() < 0.83
 
 
-# ---- Without the extra -------------------------------------------------------------------------------------------------
+# ---- Without the extra -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("module", "package"), [("rich.console", "rich"), ("sklearn.datasets", "scikit-learn")])

@@ -41,6 +41,7 @@ def laid_out(args: list[Any], layout: str) -> list[Any]:
     return [lay(a) for a in args]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["dense", "permuted", "sliced"])
 @EVERY_OP
 def test_opcheck(case: Case, layout: str) -> None:
@@ -49,6 +50,7 @@ def test_opcheck(case: Case, layout: str) -> None:
     torch.library.opcheck(registered(case.op), tuple(args))
 
 
+@pytest.mark.slow
 @EVERY_OP
 def test_compile_without_graph_breaks(case: Case) -> None:
     torch._dynamo.reset()
@@ -75,6 +77,7 @@ def test_new_curvatures_do_not_recompile() -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.slow
 def test_inductor_runs_it() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda v, c: ops.lorentz_exp_map0(v * 2, c) + 1, fullgraph=True)
@@ -146,6 +149,7 @@ def test_forward_mode_is_the_reference(case: Case) -> None:
         assert torch.autograd.forward_ad.unpack_dual(out).tangent is not None
 
 
+@pytest.mark.slow
 @EVERY_OP
 def test_autocast_runs_in_float32(case: Case) -> None:
     args = case.arguments(torch.bfloat16)

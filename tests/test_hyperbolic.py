@@ -55,6 +55,7 @@ def test_forward(case: Case, dtype: torch.dtype, device: str) -> None:
     contract.check_forward(case, public(case.op), dtype, device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_backward(case: Case, dtype: torch.dtype, device: str) -> None:
     contract.check_backward(case, contract.by_autograd(public(case.op)), dtype, device)
@@ -75,6 +76,7 @@ def test_finite_differences(case: Case) -> None:
     assert torch.autograd.gradcheck(public(case.op), leaves(args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in one_of_each() if c.op not in PAIRWISE], ids=str)
 def test_second_derivatives(case: Case) -> None:
     args = [a[:2, ..., :3] if isinstance(a, Tensor) and a.dim() > 1 else a for a in case.arguments(torch.float64)]

@@ -58,6 +58,11 @@ def test_odd_shapes(level: str, kind: str, d: int) -> None:
 
 
 @probe.over_levels
+def test_empty_sums_are_zero(level: str) -> None:
+    assert torch.equal(scores(level, randn(5, 0), randn(300, 0)), torch.zeros(5, 300))
+
+
+@probe.over_levels
 def test_error_is_that_of_a_blocked_product(level: str) -> None:
     """No worse than 1.5 times torch.mm's: partial sums are kept apart."""
     x, y = randn(128, 2048), randn(192, 2048)
@@ -87,12 +92,20 @@ def test_transposed_in_memory(level: str, d: int) -> None:
 
 
 @probe.over_levels
-@pytest.mark.parametrize("kind", ["float", "bf16"])
+@pytest.mark.parametrize("kind", [*KINDS, "of_columns"])
 def test_reads_only_its_rows(level: str, kind: str) -> None:
-    """NaN around both inputs, in the same rows and beyond the last."""
-    x, y = (torch.full((n + 1, 200), torch.nan, dtype=KINDS[kind]) for n in (61, 70))
-    x[:61, 20:143], y[:70, 20:143] = randn(61, 123, dtype=KINDS[kind]), randn(70, 123, dtype=KINDS[kind])
-    check(scores(level, x[:61, 20:143], y[:70, 20:143]), x[:61, 20:143], y[:70, 20:143])
+    """Memory ends with the last element of X, then with that of Y."""
+    library = probe.load(SOURCE, level)
+    n, m, d = 61, 71, 123
+    itemsize = KINDS.get(kind, torch.float32).itemsize
+    shapes = [(d, n), (d, m)] if kind == "of_columns" else [(n, d), (m, d)]
+    stride = 130
+    memory = [probe.GuardedMemory(rows * stride * itemsize) for rows, _ in shapes]
+    starts = [g.before_end(((r - 1) * stride + c) * itemsize) for g, (r, c) in zip(memory, shapes, strict=True)]
+    out = torch.empty(n, m, dtype=torch.float64)
+    sizes = [ctypes.c_int64(size) for size in (n, m, d)]
+    x, y = [(start, ctypes.c_int64(stride)) for start in starts]
+    assert probe.survives(lambda: getattr(library, f"scores_{kind}")(*x, *y, pointer(out), *sizes, 1))
 
 
 @probe.over_levels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -178,28 +177,6 @@ def test_stores_round_to_nearest_even(level: str, kind: str) -> None:
     assert nan.isnan().all()
 
 
-class GuardedPage:
-    """A page whose end is followed by one that must not be touched."""
-
-    def __init__(self) -> None:
-        self.map = mmap.mmap(-1, 2 * mmap.PAGESIZE)
-        self.end = np.frombuffer(self.map, np.uint8).ctypes.data + mmap.PAGESIZE
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.mprotect(ctypes.c_void_p(self.end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-
-    def before_end(self, nbytes: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self.end - nbytes)
-
-
-def survives(call: Callable[[], object]) -> bool:
-    """Runs it in a child, which a touch of the guard page would kill."""
-    child = os.fork()
-    if child == 0:
-        call()
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
-
-
 @probe.over_levels
 @STORED
 def test_partial_loads_and_stores_stay_inside(level: str, kind: str, registers: int) -> None:
@@ -211,7 +188,7 @@ def test_partial_loads_and_stores_stay_inside(level: str, kind: str, registers: 
     raw = values.view(torch.uint8).numpy()
     accumulated = values.to(wide).numpy()
     load, store = (getattr(library, f"{verb}_first_{kind}{registers}") for verb in ("load", "store"))
-    page = GuardedPage()
+    page = probe.GuardedMemory(mmap.PAGESIZE)
 
     def at_the_end_of_the_page() -> None:
         scratch = np.empty(size, accumulated.dtype)
@@ -219,7 +196,7 @@ def test_partial_loads_and_stores_stay_inside(level: str, kind: str, registers: 
             load(page.before_end(n * itemsize), probe.address(scratch), n)
             store(probe.address(accumulated), page.before_end(n * itemsize), n)
 
-    assert survives(at_the_end_of_the_page)
+    assert probe.survives(at_the_end_of_the_page)
     for n in range(size + 2):  # more than there are lanes means all of them
         out = np.full(size, 7, accumulated.dtype)
         load(probe.address(raw), probe.address(out), n)

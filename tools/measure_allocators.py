@@ -2,7 +2,8 @@
 
     python tools/measure_allocators.py [--repeats 3] [--print]
 
-Each setting runs in processes of its own, in turn. On a busy machine the figures are of the load, not of the allocator.
+Each setting runs in processes of its own, in turn. The times are the calling thread's own (user and system), so that
+other programs' turns do not count; what they take of the memory's bandwidth does, so a quiet machine is best.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def _settings() -> dict[str, Setting]:
 def _time(call: Callable[[], object], times: int) -> list[float]:
     milliseconds = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.thread_time()
         call()
-        milliseconds.append((time.perf_counter() - start) * 1e3)
+        milliseconds.append((time.thread_time() - start) * 1e3)
     return milliseconds
 
 
@@ -103,8 +104,8 @@ def measure(setting: Setting) -> dict[str, float]:
     calls = _time(lambda: setting.clone(x), 30)
     steady = statistics.median(calls[-12:])
     figures = {
-        "first": calls[0],
-        "slow_calls": float(sum(call > 2 * steady for call in calls)),
+        "slowest": max(calls),
+        "slow_calls": sum(call > 2 * steady for call in calls),
         "steady": steady,
         "thread": statistics.median(_in_a_thread(lambda: _time(lambda: setting.clone(x), 30))[-12:]),
         "resident": _resident(),
@@ -135,13 +136,13 @@ def _span(runs: list[dict[str, float]], name: str) -> str:
     values = [run[name] for run in runs if name in run]
     if not values:
         return ""
-    digits = 1 if max(values) < 20 else 0
+    digits = 1 if max(values) < 20 and isinstance(values[0], float) else 0
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 COLUMNS = {
-    "first": "first call",
+    "slowest": "slowest",
     "slow_calls": "slow calls of 30",
     "steady": "steady",
     "thread": "in a worker thread",

@@ -21,28 +21,33 @@ void by_storage(const Call& call, int tensor, Kernels run) {
 }
 
 // A kernel of every storage type from a function template over S.
-#define MMKERN_BY_STORAGE(function, tensor) \
+#define MMKERN_BY_STORAGE(function, tensor)                                                                            \
   [](const Call& call) { by_storage(call, tensor, [&](auto s) { function<typename decltype(s)::type>(call); }); }
 
-#define MMKERN_RADIAL(name, Op)                                            \
-  {name, "x: *D, positive curvature, out: *D", radial::run<Op>},           \
-  {name "_backward",                                                       \
-   "grad: *D, x: *D, positive curvature, opt grad_x: *D, opt acc grad_curvature:", radial::run_backward<Op>}
-#define MMKERN_MAP(name, Op, points)                                                \
-  {name, "x: *D, y: *D, positive curvature, out: *D", pair::run<Op, points, kMap>}, \
-  {name "_backward",                                                                \
-   "grad: *D, x: *D, y: *D, positive curvature, opt grad_x: *D, opt grad_y: *D, opt acc grad_curvature:", \
-   pair::run_backward<Op, points, kMap>}
-#define MMKERN_PAIR_SCALAR(name, Op, option)                                                            \
-  {name, "x: *D, y: *D, positive curvature" option ", out: *", pair::run<Op, kCompared, kScalar>},      \
-  {name "_backward",                                                                                    \
-   "grad: *, x: *D, y: *D, positive curvature" option                                                   \
-   ", opt grad_x: *D, opt grad_y: *D, opt acc grad_curvature:", pair::run_backward<Op, kCompared, kScalar>}
-#define MMKERN_PAIRWISE(name, Geometry)                                                        \
-  {name, "x: ND, y: MD, positive curvature, out: NM", pairwise::run<pairwise::Geometry>},      \
-  {name "_backward",                                                                           \
-   "grad: NM, x: ND, y: MD, positive curvature, opt grad_x: ND, opt grad_y: MD, opt acc grad_curvature:", \
-   pairwise::run_backward<pairwise::Geometry>}
+#define MMKERN_RADIAL(name, Op)                                                                                        \
+  {name, "x: *D, positive curvature, out: *D", radial::run<Op>}, {                                                     \
+    name "_backward",                                                                                                  \
+        "grad: *D, x: *D, positive curvature, opt grad_x: *D, opt acc grad_curvature:", radial::run_backward<Op>       \
+  }
+#define MMKERN_MAP(name, Op, points)                                                                                   \
+  {name, "x: *D, y: *D, positive curvature, out: *D", pair::run<Op, points, kMap>}, {                                  \
+    name "_backward",                                                                                                  \
+        "grad: *D, x: *D, y: *D, positive curvature, opt grad_x: *D, opt grad_y: *D, opt acc grad_curvature:",         \
+        pair::run_backward<Op, points, kMap>                                                                           \
+  }
+#define MMKERN_PAIR_SCALAR(name, Op, option)                                                                           \
+  {name, "x: *D, y: *D, positive curvature" option ", out: *", pair::run<Op, kCompared, kScalar>}, {                   \
+    name "_backward",                                                                                                  \
+        "grad: *, x: *D, y: *D, positive curvature" option                                                             \
+        ", opt grad_x: *D, opt grad_y: *D, opt acc grad_curvature:",                                                   \
+        pair::run_backward<Op, kCompared, kScalar>                                                                     \
+  }
+#define MMKERN_PAIRWISE(name, Geometry)                                                                                \
+  {name, "x: ND, y: MD, positive curvature, out: NM", pairwise::run<pairwise::Geometry>}, {                            \
+    name "_backward",                                                                                                  \
+        "grad: NM, x: ND, y: MD, positive curvature, opt grad_x: ND, opt grad_y: MD, opt acc grad_curvature:",         \
+        pairwise::run_backward<pairwise::Geometry>                                                                     \
+  }
 
 const KernelEntry kEntries[] = {
     MMKERN_RADIAL("lorentz_exp_map0", LorentzExpMap0),
@@ -63,11 +68,11 @@ const KernelEntry kEntries[] = {
     MMKERN_PAIR_SCALAR("lorentz_distance", LorentzDistance, ""),
     MMKERN_PAIR_SCALAR("poincare_distance", PoincareDistance, ""),
     MMKERN_PAIR_SCALAR("lorentz_exterior_angle", LorentzExteriorAngle, ""),
-    MMKERN_PAIR_SCALAR("lorentz_entailment_loss", LorentzEntailmentLoss, ", float min_radius"),
-    {"lorentz_half_aperture", "x: *D, positive curvature, float min_radius, out: *",
+    MMKERN_PAIR_SCALAR("lorentz_entailment_loss", LorentzEntailmentLoss, ", nonnegative min_radius"),
+    {"lorentz_half_aperture", "x: *D, positive curvature, nonnegative min_radius, out: *",
      MMKERN_BY_STORAGE(aperture::forward, 0)},
     {"lorentz_half_aperture_backward",
-     "grad: *, x: *D, positive curvature, float min_radius, opt grad_x: *D, opt acc grad_curvature:",
+     "grad: *, x: *D, positive curvature, nonnegative min_radius, opt grad_x: *D, opt acc grad_curvature:",
      MMKERN_BY_STORAGE(aperture::backward, 1)},
     {"lorentz_parallel_transport", "x: *D, y: *D, u: *D, positive curvature, out: *D",
      MMKERN_BY_STORAGE(transport::forward, 0)},
@@ -75,7 +80,8 @@ const KernelEntry kEntries[] = {
      "grad: *D, x: *D, y: *D, u: *D, positive curvature, opt grad_x: *D, opt grad_y: *D, opt grad_u: *D, "
      "opt acc grad_curvature:",
      MMKERN_BY_STORAGE(transport::backward, 1)},
-    {"lorentz_centroid", "x: *ND, flat weights: *N, positive curvature, out: *D", MMKERN_BY_STORAGE(centroid::forward, 0)},
+    {"lorentz_centroid", "x: *ND, flat weights: *N, positive curvature, out: *D",
+     MMKERN_BY_STORAGE(centroid::forward, 0)},
     {"lorentz_centroid_backward",
      "grad: *D, x: *ND, flat weights: *N, positive curvature, opt grad_x: *ND, opt flat grad_weights: *N, "
      "opt acc grad_curvature:",

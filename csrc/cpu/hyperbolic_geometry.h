@@ -1,7 +1,7 @@
 // What a score s = x.y becomes in each geometry, and its derivatives. V is a vector over columns.
 //
-// c is the curvature's magnitude. A row's facts are |x|^2 and its factor: sqrt(c) x_t - 1 (Lorentz; without the 1, small
-// points keep their digits) or the gap 1 - c|x|^2 to the rim (Poincare).
+// c is the curvature's magnitude. A row's facts are |x|^2 and its factor: sqrt(c) x_t - 1 (Lorentz; without the 1,
+// small points keep their digits) or the gap 1 - c|x|^2 to the rim (Poincare).
 #pragma once
 
 #include "../hyperbolic.h"
@@ -31,9 +31,9 @@ constexpr double kNearShare = 1.0 / 64;
 template <class V, class Value>
 PairGradient<V> gradient_by_differences(const DifferenceSums<V>& p, V c, V g, Value value_of) {
   using D = Dual<V, 5>;
-  const D value = value_of(DifferenceSums<D>{D::variable(p.xx, 0), D::variable(p.yy, 1), D::variable(p.xd, 2),
-                                             D::variable(p.dd, 3)},
-                           D::variable(c, 4));
+  const D value = value_of(
+      DifferenceSums<D>{D::variable(p.xx, 0), D::variable(p.yy, 1), D::variable(p.xd, 2), D::variable(p.dd, 3)},
+      D::variable(c, 4));
   const V *by = value.slope, two(2);
   return {g * (two * by[3] - by[2]), g * (two * by[0] - by[2]), g * (two * by[1] + by[2]), g * by[4]};
 }

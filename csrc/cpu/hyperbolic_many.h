@@ -104,9 +104,8 @@ void forward(const Call& call) {
       const S *x_row = x[first + r], *y_row = y[first + r], *u_row = u[first + r];
       S* to = out[first + r];
       const Vec<T> scale(k.at(0, r));
-      for_each_vec<T>(x.cols, [&](auto at) {
-        at.store(to, fma(scale, at.load(x_row) + at.load(y_row), at.load(u_row)));
-      });
+      for_each_vec<T>(x.cols,
+                      [&](auto at) { at.store(to, fma(scale, at.load(x_row) + at.load(y_row), at.load(u_row))); });
     }
   });
 }
@@ -114,8 +113,8 @@ void forward(const Call& call) {
 template <class T>
 void solve_gradient(const Lanes<T, kInputs>& in, T c, Lanes<T, kGradients>& out) {
   using D = Dual<Vec<T>, kSums + 1>;
-  const D scale = LorentzParallelTransport::scale(
-      sums_of<D>([&](int i) { return D::variable(in.get(i), i); }), D::variable(Vec<T>(c), kSums));
+  const D scale = LorentzParallelTransport::scale(sums_of<D>([&](int i) { return D::variable(in.get(i), i); }),
+                                                  D::variable(Vec<T>(c), kSums));
   const Vec<T> scale_adjoint = in.get(kGX) + in.get(kGX) + in.get(kGD);
   Vec<T> adjoint[kSums + 1];
   for (int i = 0; i <= kSums; ++i) adjoint[i] = scale_adjoint * scale.slope[i];

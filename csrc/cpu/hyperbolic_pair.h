@@ -71,8 +71,7 @@ struct Solver {
       const auto k = Op::coefficients(sums, curvature);
       a = k.a.value;
       b = k.b.value;
-      for (int i = 0; i < kVariables; ++i)
-        adjoint[i] = fma(in.get(kGX), k.a.slope[i], in.get(kGE) * k.b.slope[i]);
+      for (int i = 0; i < kVariables; ++i) adjoint[i] = fma(in.get(kGX), k.a.slope[i], in.get(kGE) * k.b.slope[i]);
     } else {
       const D value = Op::value(sums, curvature, option);
       for (int i = 0; i < kVariables; ++i) adjoint[i] = in.get(kRowGrad) * value.slope[i];

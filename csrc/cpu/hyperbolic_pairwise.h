@@ -17,8 +17,8 @@ namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace pairwise {
 
-// A matrix in its storage type, read and written a stretch of a row at a time. The tile loop's arithmetic is in float or
-// double, so that 16-bit types need no loops of their own.
+// A matrix in its storage type, read and written a stretch of a row at a time. The tile loop's arithmetic is in float
+// or double, so that 16-bit types need no loops of their own.
 class StoredRows {
  public:
   explicit StoredRows(const View& view) : view_(view), stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0) {}
@@ -262,19 +262,6 @@ void find_weights(const Geometry& geometry, const Rows<const T>& x, const Rows<c
   });
 }
 
-// Scalar: for (i < rows) for (j < cols) out[j][i] = x[i][j];
-template <class T>
-void transpose(const Rows<const T>& x, T* out, int threads) {
-  constexpr int64_t kBlock = 16;
-  parallel_rows((x.cols + kBlock - 1) / kBlock, x.rows * kBlock, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t j0 = begin * kBlock; j0 < smaller(end * kBlock, x.cols); j0 += kBlock) {
-      const int64_t j1 = smaller(j0 + kBlock, x.cols);
-      for (int64_t i = 0; i < x.rows; ++i)
-        for (int64_t j = j0; j < j1; ++j) out[j * x.rows + i] = x[i][j];
-    }
-  });
-}
-
 // The near pairs as seen from x, or from y with their roles exchanged.
 template <class T>
 class NearPairsOf {
@@ -299,28 +286,26 @@ class NearPairsOf {
 };
 
 // out = scale x - kappa y, row by row; near pairs enter through their differences.
-template <class T>
-void combine(const Rows<const T>& kappa, const Rows<const T>& x, const Rows<const T>& y, const T* scale,
+template <class T, class Kappa>
+void combine(const Kappa& kappa, const Rows<const T>& x, const Rows<const T>& y, const T* scale,
              const NearPairsOf<T>& near, const StoredRows& out, int threads) {
-  Scratch<T> columns(y.rows * y.cols);
-  transpose(y, columns.data, threads);
-  const Rows<const T> y_columns{columns.data, y.cols, y.rows, y.rows};
-  score_tiles<T>(kappa, y_columns, threads, [&](int64_t i0, int64_t d0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
-    near.for_each(i0, tile_rows, [&](int64_t i, int64_t j, T weight) {
-      const T *x_row = x[i] + d0, *y_row = y[j] + d0;
-      T* const row = tile + (i - i0) * ld;
-      for_each_vec<T>(tile_cols, [&](auto at) {
-        at.store(row, fma(Vec<T>(weight), at.load(y_row) - at.load(x_row), at.load(row)));
-      });
-    });
-    for (int r = 0; r < tile_rows; ++r) {
-      const T* x_row = x[i0 + r] + d0;
-      T* const row = tile + r * ld;
-      const Vec<T> by_x(scale[i0 + r]);
-      for_each_vec<T>(tile_cols, [&](auto at) { at.store(row, by_x * at.load(x_row) - at.load(row)); });
-      out.write(i0 + r, d0, tile_cols, row);
-    }
-  });
+  score_tiles<T>(kappa, Columns<const T>(y), threads,
+                 [&](int64_t i0, int64_t d0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
+                   near.for_each(i0, tile_rows, [&](int64_t i, int64_t j, T weight) {
+                     const T *x_row = x[i] + d0, *y_row = y[j] + d0;
+                     T* const row = tile + (i - i0) * ld;
+                     for_each_vec<T>(tile_cols, [&](auto at) {
+                       at.store(row, fma(Vec<T>(weight), at.load(y_row) - at.load(x_row), at.load(row)));
+                     });
+                   });
+                   for (int r = 0; r < tile_rows; ++r) {
+                     const T* x_row = x[i0 + r] + d0;
+                     T* const row = tile + r * ld;
+                     const Vec<T> by_x(scale[i0 + r]);
+                     for_each_vec<T>(tile_cols, [&](auto at) { at.store(row, by_x * at.load(x_row) - at.load(row)); });
+                     out.write(i0 + r, d0, tile_cols, row);
+                   }
+                 });
 }
 
 // Tensors: grad, x, y, x', y', c'.
@@ -336,14 +321,12 @@ void backward(const Call& call) {
   const Rows<const T> kappa{weights.kappa.data, x.rows, y.rows, y.rows};
   if (x_to) combine<T>(kappa, x, y, weights.alpha.data, {weights, false}, x_to, call.threads);
   if (!y_to) return;
-  Scratch<T> kappa_columns(x.rows * y.rows), beta(y.rows);
-  transpose(kappa, kappa_columns.data, call.threads);
+  Scratch<T> beta(y.rows);
   for (int64_t j = 0; j < y.rows; ++j) {
     beta.data[j] = 0;
     for (int64_t b = 0; b < weights.blocks; ++b) beta.data[j] += weights.beta.data[b * y.rows + j];
   }
-  const Rows<const T> kappa_of_y{kappa_columns.data, y.rows, x.rows, x.rows};
-  combine<T>(kappa_of_y, y, x, beta.data, {weights, true}, y_to, call.threads);
+  combine<T>(Columns<const T>(kappa), y, x, beta.data, {weights, true}, y_to, call.threads);
 }
 
 template <template <class> class Geometry>

@@ -113,8 +113,8 @@ struct Gradients {
 };
 
 template <class S>
-void backward(const View& grad_view, const View& x_view, const View& factor_view, const Gradients& to,
-              double curvature, int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
+void backward(const View& grad_view, const View& x_view, const View& factor_view, const Gradients& to, double curvature,
+              int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
   using T = accumulate_t<S>;
   const auto g = rows<const S>(grad_view);
   const auto x = rows<const S>(x_view);

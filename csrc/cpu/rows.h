@@ -18,7 +18,6 @@ struct Rows {
   S* operator[](int64_t r) const { return data + r * stride; }
 };
 
-}  // namespace MMKERN_ISA
 // The transpose of a matrix: row r is what lies at data + r, data + r + stride, ...
 template <class S>
 struct Columns {
@@ -28,4 +27,5 @@ struct Columns {
   explicit Columns(const Rows<S>& of) : data(of.data), rows(of.cols), cols(of.rows), stride(of.stride) {}
 };
 
+}  // namespace MMKERN_ISA
 }  // namespace mmkern

@@ -246,7 +246,8 @@ MMKERN_FN Vec<float, R> asinh(Vec<float, R> x) {
   const V a = abs(x);
   const V small = odd_polynomial(a, -1.6666666e-01f, 7.499907e-02f, -4.4616096e-02f, 3.003357e-02f, -2.0049587e-02f,
                                  9.256637e-03f);  // to 0.5
-  const auto big = a > V(0x1p30f);  // asinh(a) = log(2a) there
+  // asinh(a) = log(2a) where big
+  const auto big = a > V(0x1p30f);
   const V square = a * a;
   const V t = a + square / (1.0f + sqrt(1.0f + square));
   const V large = log1p_inside(select(big, a, t), select(big, V(-1.0f), V(0.0f)));
@@ -257,7 +258,8 @@ MMKERN_FN Vec<float, R> asinh(Vec<float, R> x) {
 template <int R>
 MMKERN_FN Vec<float, R> acosh(Vec<float, R> x) {
   using V = Vec<float, R>;
-  const auto big = x > V(0x1p30f);  // acosh(x) = log(2x) there
+  // acosh(x) = log(2x) where big
+  const auto big = x > V(0x1p30f);
   const V above = x - 1.0f;
   const V t = above + sqrt(above * (above + 2.0f));
   const V y = log1p_inside(select(big, x, t), select(big, V(-1.0f), V(0.0f)));

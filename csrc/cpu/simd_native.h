@@ -1,5 +1,5 @@
-// What differs between machines: fma, square root, tests and folds of one register, and loads and stores with conversion.
-// Part of simd.h; Vec is built on these.
+// What differs between machines: fma, square root, tests and folds of one register, and loads and stores with
+// conversion. Part of simd.h; Vec is built on these.
 #pragma once
 
 namespace mmkern {
@@ -153,8 +153,8 @@ MMKERN_FN NativeShort from_float(NativeFloat v, half) {
   // In the binade of 0.5 a float's last place is half's smallest subnormal, so the addition rounds as wanted.
   const NativeBits subnormal = (NativeBits)((NativeFloat)magnitude + 0.5f) - 0x3f000000;
   const NativeBits quiet_nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
-  NativeBits h = magnitude < 0x38800000 ? subnormal : normal;    // 2^-14
-  h = magnitude >= 0x477ff000 ? NativeBits{} + 0x7c00 : h;        // 65520 and above round to inf
+  NativeBits h = magnitude < 0x38800000 ? subnormal : normal;  // 2^-14
+  h = magnitude >= 0x477ff000 ? NativeBits{} + 0x7c00 : h;     // 65520 and above round to inf
   h = magnitude > 0x7f800000 ? quiet_nan : h;
   return narrow(h | ((u >> 16) & 0x8000));
 }
@@ -213,12 +213,8 @@ template <class S>
 MMKERN_FN void load_lanes(NativeFloat& v, const S* p, int n) {
   v = to_float((NativeShort)_mm256_maskz_loadu_epi16(__mmask16(first_lanes(n)), p), S{});
 }
-MMKERN_FN void store_lanes(NativeFloat v, float* p, int n) {
-  _mm512_mask_storeu_ps(p, __mmask16(first_lanes(n)), v);
-}
-MMKERN_FN void store_lanes(NativeDouble v, double* p, int n) {
-  _mm512_mask_storeu_pd(p, __mmask8(first_lanes(n)), v);
-}
+MMKERN_FN void store_lanes(NativeFloat v, float* p, int n) { _mm512_mask_storeu_ps(p, __mmask16(first_lanes(n)), v); }
+MMKERN_FN void store_lanes(NativeDouble v, double* p, int n) { _mm512_mask_storeu_pd(p, __mmask8(first_lanes(n)), v); }
 template <class S>
 MMKERN_FN void store_lanes(NativeFloat v, S* p, int n) {
   _mm256_mask_storeu_epi16(p, __mmask16(first_lanes(n)), (__m256i)from_float(v, S{}));

@@ -27,9 +27,9 @@ struct CentroidArgs {
   void* weights_to;  // [sets, members]
   float* curvature_partials;
   float* scratch;  // [sets, whole chunks of columns], where a row has more than one
-  i64 sets, members, cols;
+  i64 sets, members;
   Scalar curvature;
-  int lanes;
+  int cols, lanes;
   Dtype dtype;
   int vectors;
 };
@@ -38,7 +38,8 @@ struct CentroidArgs {
 struct CentroidSet {
   const CentroidArgs& a;
   Columns columns;
-  i64 set, last;
+  i64 set;
+  int last;
   bool active;
   float c;
   float m[kColumns];
@@ -48,7 +49,7 @@ struct CentroidSet {
     if (!active) return 0;
     return load_one(a.weights, set * a.weight_set_stride + n * a.weight_member_stride, a.dtype);
   }
-  MMKERN_FN void load(float (&v)[kColumns], i64 n, i64 first) {
+  MMKERN_FN void load(float (&v)[kColumns], i64 n, int first) {
     columns.first = first;
     columns.load(v, a.x, set * a.x_set_stride + n * a.x_member_stride);
   }
@@ -67,7 +68,7 @@ struct CentroidSet {
     for (i64 n = 0; n < a.members; ++n) {
       const float w = weight(n);
       float xx[1] = {}, v[kColumns];
-      for (i64 first = 0; first <= last; first += columns.chunk()) {
+      for (int first = 0; first <= last; first += columns.chunk()) {
         load(v, n, first);
 #pragma unroll
         for (int k = 0; k < kColumns; ++k) xx[0] = fma(v[k], v[k], xx[0]);
@@ -78,7 +79,7 @@ struct CentroidSet {
     }
   }
 
-  MMKERN_FN void gather(float (&to)[kColumns], i64 first) {
+  MMKERN_FN void gather(float (&to)[kColumns], int first) {
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) to[k] = first == last ? m[k] : 0;
     if (first == last) return;
@@ -90,7 +91,7 @@ struct CentroidSet {
   }
 
   // The k-th column of this lane in the chunk from `first`.
-  MMKERN_FN float& scratch(i64 first, int k) const {
+  MMKERN_FN float& scratch(int first, int k) const {
     return a.scratch[set * (last + columns.chunk()) + first + k * a.lanes + columns.lane];
   }
 };
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) centroid(const CentroidArgs a) {
   for_each_set(a, [&](CentroidSet& set) {
     set.gather();
     float squares[1] = {};
-    for (i64 first = 0; first <= set.last; first += set.columns.chunk()) {
+    for (int first = 0; first <= set.last; first += set.columns.chunk()) {
       float m[kColumns];
       set.gather(m, first);
 #pragma unroll
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) centroid(const CentroidArgs a) {
     }
     sum_over_group(squares, a.lanes);
     const float scale = 1 / sqrt(set.time * set.time - set.c * squares[0]);
-    for (i64 first = 0; first <= set.last; first += set.columns.chunk()) {
+    for (int first = 0; first <= set.last; first += set.columns.chunk()) {
       float m[kColumns];
       set.gather(m, first);
 #pragma unroll
@@ -136,11 +137,12 @@ __global__ void __launch_bounds__(kMaxLanes, 1) centroid_backward(const Centroid
   float curvature = 0;
   for_each_set(a, [&](CentroidSet& set) {
     Columns& columns = set.columns;
-    const i64 chunk = columns.chunk(), row = set.set * a.members;
+    const int chunk = columns.chunk();
+    const i64 row = set.set * a.members;
     set.gather();
     enum { kMM, kGM };
     float sums[2] = {}, g[kColumns];
-    for (i64 first = 0; first <= set.last; first += chunk) {
+    for (int first = 0; first <= set.last; first += chunk) {
       float m[kColumns];
       set.gather(m, first);
       columns.first = first;
@@ -158,7 +160,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) centroid_backward(const Centroid
     // m becomes m'.
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) set.m[k] = fma(inverse_root, g[k], -2 * set.c * by_q * set.m[k]);
-    for (i64 first = 0; first < set.last && set.active; first += chunk) {
+    for (int first = 0; first < set.last && set.active; first += chunk) {
       columns.first = first;
       columns.load(g, a.grad, set.set * a.grad_stride);
 #pragma unroll
@@ -170,7 +172,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) centroid_backward(const Centroid
       const float w = set.weight(n);
       enum { kXX, kMX };
       float products[2] = {}, v[kColumns];
-      for (i64 first = 0; first <= set.last; first += chunk) {
+      for (int first = 0; first <= set.last; first += chunk) {
         set.load(v, n, first);
 #pragma unroll
         for (int k = 0; k < kColumns; ++k) {
@@ -184,7 +186,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) centroid_backward(const Centroid
       by_curvature += w * by_time * products[kXX] / (2 * time);
       if (a.weights_to && set.active && columns.lane == 0)
         store_one(a.weights_to, row + n, fma(by_time, time, products[kMX]), a.dtype);
-      for (i64 first = set.last; first >= 0 && a.x_to && set.active; first -= chunk) {
+      for (int first = set.last; first >= 0 && a.x_to && set.active; first -= chunk) {
         if (first != set.last) set.load(v, n, first);
 #pragma unroll
         for (int k = 0; k < kColumns; ++k) {

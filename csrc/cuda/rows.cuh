@@ -32,9 +32,10 @@ struct RowArgs {
   i64 row_in_stride;
   void* row_out;              // one number a row, or null; contiguous
   float* curvature_partials;  // one number a block, or null
-  i64 rows, cols;
+  i64 rows;
   Scalar curvature;
   float option;
+  int cols;
   int lanes;                  // that share a row: a power of two
   Dtype dtype, row_dtype;
   int vectors;                // rows begin and end at multiples of 16 bytes
@@ -48,13 +49,13 @@ struct RowResults {
   float row = 0, curvature = 0;
 };
 
-// Which columns of a chunk a lane holds.
+// Which columns of a chunk a lane holds. Columns are counted in int, as addresses within a row then take few registers.
 struct Columns {
-  i64 first, cols;
+  int first, cols;
   int lane, lanes, vectors;
   Dtype dtype;
 
-  MMKERN_FN i64 chunk() const { return i64(lanes) * kColumns; }
+  MMKERN_FN int chunk() const { return lanes * kColumns; }
 
   MMKERN_FN void load(float (&v)[kColumns], const void* base, i64 row_offset) const {
 #pragma unroll
@@ -63,17 +64,17 @@ struct Columns {
     if (!vectors) {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
-        const i64 col = first + k * lanes + lane;
+        const int col = first + k * lanes + lane;
         if (col < cols) v[k] = load_one(row, col, dtype);
       }
     } else if (dtype == kFloat32) {
 #pragma unroll
       for (int k = 0; k < kColumns; k += 4) {
-        const i64 col = first + (k / 4 * lanes + lane) * 4;
+        const int col = first + (k / 4 * lanes + lane) * 4;
         if (col < cols) load_four(v + k, row + col * 4);
       }
     } else {
-      const i64 col = first + lane * 8;
+      const int col = first + lane * 8;
       if (col < cols) load_eight(v, row + col * 2, dtype);
     }
   }
@@ -83,17 +84,17 @@ struct Columns {
     if (!vectors) {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
-        const i64 col = first + k * lanes + lane;
+        const int col = first + k * lanes + lane;
         if (col < cols) store_one(row, col, v[k], dtype);
       }
     } else if (dtype == kFloat32) {
 #pragma unroll
       for (int k = 0; k < kColumns; k += 4) {
-        const i64 col = first + (k / 4 * lanes + lane) * 4;
+        const int col = first + (k / 4 * lanes + lane) * 4;
         if (col < cols) *reinterpret_cast<float4*>(row + col * 4) = float4{v[k], v[k + 1], v[k + 2], v[k + 3]};
       }
     } else {
-      const i64 col = first + lane * 8;
+      const int col = first + lane * 8;
       if (col < cols)
         *reinterpret_cast<uint4*>(row + col * 2) = uint4{narrow(v[0], v[1], dtype), narrow(v[2], v[3], dtype),
                                                          narrow(v[4], v[5], dtype), narrow(v[6], v[7], dtype)};
@@ -174,7 +175,7 @@ template <class Flavour>
 __global__ void __launch_bounds__(kMaxLanes, 1) rows(const RowArgs a) {
   const int group = int(threadIdx.x) / a.lanes, groups = int(blockDim.x) / a.lanes;
   Columns columns{0, 0, int(threadIdx.x) % a.lanes, a.lanes, a.vectors, a.dtype};
-  const i64 chunk = columns.chunk(), last = (a.cols - 1) / chunk * chunk;
+  const int chunk = columns.chunk(), last = (a.cols - 1) / chunk * chunk;
   const float c = a.curvature.get();
   float curvature = 0;
   // All threads of a block stay in the loop together: they meet in the sums.
@@ -188,8 +189,8 @@ __global__ void __launch_bounds__(kMaxLanes, 1) rows(const RowArgs a) {
     RowResults results;
     // There and back over the chunks: sums on the way there, outputs on the way back, which begins with the chunk that
     // the registers still hold. One loop, so that the loads are one piece of code.
-    const i64 chunks = last / chunk + 1, steps = Flavour::outputs > 0 ? 2 * chunks : chunks;
-    for (i64 step = 0; step < steps; ++step) {
+    const int chunks = last / chunk + 1, steps = Flavour::outputs > 0 ? 2 * chunks : chunks;
+    for (int step = 0; step < steps; ++step) {
       columns.first = (step < chunks ? step : 2 * chunks - 1 - step) * chunk;
       if (step != chunks) vectors.load(a, row, columns);
       if (step < chunks) vectors.add_products(sums);

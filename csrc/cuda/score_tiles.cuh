@@ -126,13 +126,16 @@ struct ScoreStage {
   }
   MMKERN_FN void put(Slice& to) {
     const int row = int(threadIdx.x) % kTile;
+    float x_part = 0, y_part = 0;  // a long sum is a sum of parts: less rounding
 #pragma unroll
     for (int k = 0; k < kSpan; ++k) {
       to.first[depth + k][row] = xs[k];
       to.second[depth + k][row] = ys[k];
-      xx = fma(xs[k], xs[k], xx);
-      yy = fma(ys[k], ys[k], yy);
+      x_part = fma(xs[k], xs[k], x_part);
+      y_part = fma(ys[k], ys[k], y_part);
     }
+    xx += x_part;
+    yy += y_part;
   }
 };
 

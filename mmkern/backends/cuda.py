@@ -19,6 +19,7 @@ from mmkern.backends.cuda_launch import launch
 
 _COLUMNS = 8  # of a row in a thread's registers
 _MAX_LANES = 512
+_MAX_COLUMNS = 1 << 30  # counted in int
 _MIN_THREADS = 128
 _MAX_BLOCKS = 4096  # of a row kernel, which walks on from there; bounds the partial sums
 _TILE = 64
@@ -43,9 +44,9 @@ class _RowArgs(ctypes.Structure):
         ("row_out", _Pointer),
         ("curvature_partials", _Pointer),
         ("rows", _Offset),
-        ("cols", _Offset),
         ("curvature", _Scalar),
         ("option", ctypes.c_float),
+        ("cols", ctypes.c_int),
         ("lanes", ctypes.c_int),
         ("dtype", ctypes.c_int),
         ("row_dtype", ctypes.c_int),
@@ -74,8 +75,8 @@ class _CentroidArgs(ctypes.Structure):
         ("scratch", _Pointer),
         ("sets", _Offset),
         ("members", _Offset),
-        ("cols", _Offset),
         ("curvature", _Scalar),
+        ("cols", ctypes.c_int),
         ("lanes", ctypes.c_int),
         ("dtype", ctypes.c_int),
         ("vectors", ctypes.c_int),
@@ -182,6 +183,8 @@ class _RowGrid:
 
     @classmethod
     def of(cls, rows: int, cols: int) -> _RowGrid:
+        if cols > _MAX_COLUMNS:
+            raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {_MAX_COLUMNS}")
         lanes = min(1 << (-(-cols // _COLUMNS) - 1).bit_length(), _MAX_LANES)
         threads = max(lanes, _MIN_THREADS)
         return cls(lanes, threads, min(-(-rows * lanes // threads), _MAX_BLOCKS))

@@ -125,8 +125,6 @@ def _default_launcher() -> Launcher:
             raise RuntimeError(f"no CUDA kernels: {not_built}; {no_cupy}") from no_cupy
 
 
-def launch(
-    kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
-) -> None:
+def launch(kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device) -> None:
     """Run ``kernel`` on torch's current stream of ``device``; ``arguments`` is copied before this returns."""
     (_replacement or _default_launcher())(kernel, grid, threads, arguments, device)

@@ -169,6 +169,7 @@ def _write_ways(axes: Any, journeys: Sequence[Journey]) -> None:
         y = row + 0.5
         _draw_digit(axes, journey.image, COLOURS[journey.label], np.array([0.45, y]), 0.4)
         axes.plot([1.15, 1.75], [y, y], color=COLOURS[journey.label], linewidth=3.4, solid_capstyle="round")
-        words = " → ".join(stop.text for stop in journey.stops)
-        axes.text(2.1, y, textwrap.fill(words, 120), va="center", fontsize=11.5, color=INK, linespacing=1.3)
+        # Lines break after an arrow only.
+        words = "\N{NO-BREAK SPACE}→ ".join(stop.text.replace(" ", "\N{NO-BREAK SPACE}") for stop in journey.stops)
+        axes.text(2.1, y, textwrap.fill(words, 112), va="center", fontsize=11.5, color=INK, linespacing=1.3)
     axes.set(xlim=(0, 25), ylim=(0, len(journeys)), aspect="auto")

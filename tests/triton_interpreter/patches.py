@@ -1,7 +1,8 @@
 """What Triton's interpreter needs before its answers can be trusted. Import only with TRITON_INTERPRET=1.
 
-As shipped, its bfloat16 is wrong (casts truncate, ``tl.dot`` multiplies bit patterns), it shows nothing of TF32's lost
-digits, a scalar comparison cannot be broadcast, and each call of a device function patches all of ``triton.language`` anew.
+As shipped, its bfloat16 is wrong (casts truncate, ``tl.dot`` multiplies bit patterns), it shows nothing of TF32's
+lost digits, a scalar comparison cannot be broadcast, and each call of a device function patches all of
+``triton.language`` anew.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def _refuse_bfloat16(name: str) -> Callable[..., TensorHandle]:
 
 def _set_grid(self: InterpreterBuilder, *grid: int) -> None:
     if math.prod(grid) > MAX_PROGRAMS:
-        raise ValueError(f"a grid of {grid}: the interpreter needs milliseconds a program, keep tests under {MAX_PROGRAMS}")
+        raise ValueError(
+            f"a grid of {grid}: the interpreter takes milliseconds a program; at most {MAX_PROGRAMS} in a test"
+        )
     self.grid_dim = grid
 
 
@@ -85,7 +88,7 @@ _patched_modules: set[str] = set()
 
 
 def _call_device_function(self: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
-    # A launch patches triton.language and undoes it; triton's own device functions see it as `core`, which stays patched.
+    # A launch patches triton.language and undoes it; triton's own device functions see `core`, which stays patched.
     module = self.fn.__module__
     if module.startswith("triton.") and module not in _patched_modules:
         interpreter._patch_lang(self.fn)
@@ -103,6 +106,25 @@ def install() -> None:
         setattr(InterpreterBuilder, name, _refuse_bfloat16(name))
     InterpretedFunction.__call__ = _call_device_function
     np.seterr(all="ignore")
+
+
+@contextmanager
+def approximate() -> Iterator[None]:
+    """``/`` and ``tl.rsqrt`` with the 2 ulp that a GPU's may be wrong by."""
+    builder = InterpreterBuilder
+    divide, rsqrt = builder.create_fdiv, builder.create_rsqrt
+    noise = np.random.default_rng(0)
+
+    def blurred(handle: TensorHandle) -> TensorHandle:
+        factor = 1 + noise.uniform(-(2.0**-22), 2.0**-22, handle.data.shape)
+        return TensorHandle((handle.data * factor).astype(handle.data.dtype), handle.dtype)
+
+    builder.create_fdiv = lambda self, a, b: blurred(divide(self, a, b))
+    builder.create_rsqrt = lambda self, a: blurred(rsqrt(self, a))
+    try:
+        yield
+    finally:
+        builder.create_fdiv, builder.create_rsqrt = divide, rsqrt
 
 
 @dataclass
@@ -139,4 +161,3 @@ def counted_traffic() -> Iterator[Traffic]:
 def _bytes(ptrs: TensorHandle, mask: TensorHandle) -> int:
     count = np.count_nonzero(np.broadcast_to(mask.data, ptrs.data.shape))
     return operator.index(count) * (ptrs.get_element_ty().primitive_bitwidth // 8)
-

@@ -1,0 +1,116 @@
+"""The report on GPU kernels without a GPU: what it says of a few of them, and that it sees a spill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tools import gpu_report, gpu_report_triton
+from tools.gpu_report_rows import KernelRow, Multiprocessor, occupancy, write_atomically
+from tools.gpu_report_triton import Variant
+
+pytestmark = pytest.mark.slow
+HEAVIEST = Variant("lorentz_parallel_transport", "float32", backward=True)
+
+
+@pytest.fixture
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", gpu_report_triton.TARGETS)
+def test_the_heaviest_row_kernel_does_not_spill(target: str, private_cache: Path) -> None:
+    (row,) = gpu_report_triton.compile_variant(HEAVIEST, target)
+    assert not row.spilled
+    assert row.registers > 32
+    assert 0 < row.occupancy <= 1
+    assert row.note == ("compiled only" if target == "gfx942" else "")
+
+
+@pytest.mark.parametrize(("target", "opcode"), [("sm_90", "HGMMA"), ("sm_100", "UTCHMMA"), ("gfx942", "MFMA")])
+def test_pairwise_uses_matrix_instructions(target: str, opcode: str, private_cache: Path) -> None:
+    rows = gpu_report_triton.compile_variant(Variant("lorentz_pairwise_inner", "bfloat16", rows=512), target)
+    (pair,) = [row for row in rows if row.kernel == "pair_kernel"]
+    assert pair.matrix[opcode] > 0
+    assert not pair.spilled
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_a_spill_is_seen(target: str) -> None:
+    with gpu_report_triton.recorded() as launches:
+        gpu_report_triton.call(HEAVIEST)[0]()
+    ((kernel, args, kwargs),) = launches
+    compiled = gpu_report_triton.compile_launch(kernel, args, kwargs | {"maxnreg": 32}, target)
+    row = gpu_report_triton.read_machine_code("row_kernel", "squeezed", target, compiled)
+    assert row.spills > 0
+    assert row.spilled
+
+
+def _row(**changes: object) -> KernelRow:
+    return KernelRow(**{**gpu_report_row(), **changes})  # type: ignore[arg-type]
+
+
+def gpu_report_row() -> dict[str, object]:
+    return {
+        "backend": "triton",
+        "kernel": "row_kernel",
+        "variant": "some op",
+        "target": "sm_90",
+        "registers": 64,
+        "stack_bytes": 0,
+        "spills": 0,
+        "shared_bytes": 0,
+        "threads": 32,
+        "occupancy": 0.5,
+    }
+
+
+@pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"spills": 3}, 1), ({"stack_bytes": 8}, 1)])
+def test_exit_code(
+    changes: dict[str, int],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(gpu_report, "OUTPUT", tmp_path)
+    monkeypatch.setattr(gpu_report_triton, "triton_rows", lambda everything: [_row(**changes)])
+    monkeypatch.setattr(gpu_report, "cuda_rows", lambda: [])
+    monkeypatch.setattr("sys.argv", ["gpu_report.py"])
+    assert gpu_report.main() == code
+    assert json.loads((tmp_path / "report.json").read_text())[0]["kernel"] == "row_kernel"
+    assert "row_kernel" in (tmp_path / "report.md").read_text()
+    assert "some op" in capsys.readouterr().out
+
+
+def test_bytes_are_counted_exactly(private_cache: Path) -> None:
+    """A row that fits in registers is read once and written once; a longer one is read twice."""
+    short, long = Variant("lorentz_exp_map0", "float32"), Variant("lorentz_exp_map0", "float32", 10000)
+    counts = gpu_report_triton.traffic([short, long])
+    moved, least = counts[str(short)]
+    programs = 8
+    assert least == 8 * 512 * 4 * 2 + 4
+    assert moved - least == 4 * (programs - 1)  # each program reads the curvature
+    moved, least = counts[str(long)]
+    assert moved - least == 8 * 10000 * 4 + 4 * (programs - 1)
+
+
+def test_occupancy() -> None:
+    limits = Multiprocessor(64, 32, 65536, 228 << 10, 1024)
+    assert occupancy(limits, 32, 0, 128) == 1
+    assert occupancy(limits, 255, 0, 256) == 8 / 64
+    assert occupancy(limits, 32, 100 << 10, 256) == 16 / 64
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    for text in ("first", "second"):
+        write_atomically(target, text)
+        assert target.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

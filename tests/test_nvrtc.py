@@ -1,0 +1,71 @@
+"""NVRTC takes the CUDA sources as they are: all kernels are compiled to machine code, for which no device is needed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from mmkern.backends import cuda_launch
+from tests.cuda_on_host.harness import HostLauncher, build
+
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+SOME = (
+    "rows<Radial<LorentzExpMap0>::Forward>",
+    "rows<PairScalar<LorentzDistance>::Backward>",
+    "centroid",
+    "pairwise_product",
+    "sum_partials",
+)
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> ModuleType:
+    found: ModuleType = pytest.importorskip(
+        "cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed (pip install mmkern[cupy])", exc_type=ImportError
+    )
+    try:
+        found.getVersion()
+    except Exception as error:
+        pytest.skip(f"CuPy finds no NVRTC (pip install nvidia-cuda-nvrtc): {error}")
+    return found
+
+
+def compiled(nvrtc: ModuleType, kernels: tuple[str, ...], architecture: str) -> tuple[bytes, list[str]]:
+    """The cubin (of a virtual architecture: the PTX), and the names of the kernels in it."""
+    program = nvrtc.createProgram(cuda_launch.nvrtc_source(), "mmkern.cu", [], [])
+    try:
+        for kernel in kernels:
+            nvrtc.addNameExpression(program, kernel)
+        try:
+            nvrtc.compileProgram(program, (*cuda_launch.NVRTC_OPTIONS, f"--gpu-architecture={architecture}"))
+        except nvrtc.NVRTCError:
+            pytest.fail(nvrtc.getProgramLog(program))
+        names = [nvrtc.getLoweredName(program, kernel) for kernel in kernels]
+        code = nvrtc.getCUBIN(program) if architecture.startswith("sm") else nvrtc.getPTX(program)
+        return (code if isinstance(code, bytes) else code.encode()), names
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_machine_code(nvrtc: ModuleType, architecture: str) -> None:
+    cubin, names = compiled(nvrtc, SOME, architecture)
+    assert cubin[:4] == b"\x7fELF"
+    for name in names:
+        assert name.encode() in cubin
+
+
+@pytest.mark.slow
+def test_every_kernel(nvrtc: ModuleType) -> None:
+    kernels = tuple(HostLauncher(build("hyperbolic.cpp")).kernels)
+    ptx, names = compiled(nvrtc, kernels, "compute_90")
+    assert len(set(names)) == len(kernels)
+    for name in names:
+        assert f".entry {name}(".encode() in ptx
+
+
+def test_the_source_is_whole() -> None:
+    source = cuda_launch.nvrtc_source()
+    assert "#include" not in source
+    assert source.count("struct LorentzExpMap0 ") == 1

@@ -1,0 +1,14 @@
+"""The checks that ``worker.py`` runs, for those who may not import Triton's interpreter: each op, then these."""
+
+from tests.cases.hyperbolic import OPS
+
+PROPERTIES = (
+    "harness",
+    "chunked",
+    "rounding_of_a_device",
+    "nan_stays_in_its_row",
+    "same_bits",
+    "coinciding_points",
+    "expanded_gradient",
+)
+CHECKS = (*PROPERTIES, *OPS)

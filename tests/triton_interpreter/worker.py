@@ -1,0 +1,241 @@
+"""Run the Triton kernels in the interpreter: ``python -m tests.triton_interpreter.worker OUT PART PARTS``.
+
+TRITON_INTERPRET=1 must be set before triton is imported, so this is a process of its own, started and reported by
+``tests/test_triton_interpreter.py``. OUT becomes JSON: the name of each check, and the message of what failed, or "".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmkern.kernels import hyperbolic as kernels
+from mmkern.kernels import rows
+from torch import Tensor
+
+from mmkern import testing
+from mmkern.ops._define import Op, dense_rows
+from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE, Case
+from tests.contract import gradient_for, op_of
+
+from . import faulty_kernels, patches
+from .buffers import Output, guarded
+from .names import CHECKS
+
+# Layouts that meet another path of the code in 16 bits too; float32 takes all cases.
+_16_BIT = {
+    torch.bfloat16: ("9x123", "strided", "near", "5x3x5", "123x129x40"),
+    torch.float16: ("3x64", "17x33x64", "near"),
+}
+
+
+def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
+    """Arguments as the dispatcher hands them to a kernel, in guarded buffers."""
+    return [
+        guarded(dense_rows(a) if i in op.vectors else a) if isinstance(a, Tensor) and a.dim() else a
+        for i, a in enumerate(args)
+    ]
+
+
+def forward(op: Op, args: Sequence[Any]) -> Tensor:
+    lead = args[op.lead]
+    out = Output(torch.Size(op.output(args)), lead.dtype)
+    getattr(kernels, op.name)(*args, out.tensor)
+    out.check(op.name)
+    return out.tensor
+
+
+def backward(op: Op, grad: Tensor, args: Sequence[Any], wanted: Sequence[bool] | None = None) -> list[Tensor | None]:
+    tensors = [args[i] for i in op.tensors]
+    if wanted is None:
+        wanted = [isinstance(t, Tensor) for t in tensors]
+    outputs = [Output(t.shape, t.dtype) if want else None for t, want in zip(tensors, wanted, strict=True)]
+    getattr(kernels, f"{op.name}_backward")(grad, *args, *(o and o.tensor for o in outputs))
+    for output, index in zip(outputs, op.tensors, strict=True):
+        if output is not None:
+            output.check(f"{op.name}, gradient of {op.names[index]}")
+    return [o and o.tensor for o in outputs]
+
+
+def hold_to_contract(case: Case, dtype: torch.dtype) -> None:
+    op = op_of(case.op)
+    args = case.arguments(dtype)
+    if any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
+        return  # the dispatcher answers these
+    args = prepared(op, args)
+    out = forward(op, args)
+    testing.verify_forward(op, args, out)
+    grad = guarded(gradient_for(case, out))
+    testing.verify_backward(op, grad, args, backward(op, grad, args))
+
+
+def _cases(op: str) -> list[Case]:
+    return [case for case in CASES if case.op == op]
+
+
+def _case(op: str, *labels: str) -> Case:
+    return next(case for label in labels for case in _cases(op) if case.label == label)
+
+
+def contract(op: str) -> None:
+    for case in _cases(op):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if dtype == torch.float32 or case.label in _16_BIT[dtype]:
+                try:
+                    hold_to_contract(case, dtype)
+                except Exception as error:
+                    raise AssertionError(f"{case}, {dtype}: {error}") from error
+
+
+def chunked() -> None:
+    """Rows longer than a block: two passes."""
+    largest = rows.MAX_BLOCK
+    rows.MAX_BLOCK = 32
+    try:
+        for op in (*ROW_WISE, "lorentz_centroid"):
+            hold_to_contract(_case(op, "9x123", "5x33"), torch.float32)
+            hold_to_contract(_case(op, "strided", "2x3x7x24"), torch.bfloat16)
+    finally:
+        rows.MAX_BLOCK = largest
+
+
+def rounding_of_a_device() -> None:
+    """With quotients and ``rsqrt`` as wrong as a GPU's."""
+    with patches.approximate():
+        for op in OPS:
+            hold_to_contract(_case(op, "9x123", "5x33", "17x33x64"), torch.float32)
+
+
+def nan_stays_in_its_row() -> None:
+    for name in (*ROW_WISE, *PAIRWISE):
+        op = op_of(name)
+        args = prepared(op, _case(name, "9x123", "17x33x64").arguments(torch.float32))
+        clean = forward(op, args)
+        grad = torch.ones_like(clean)
+        clean_grads = backward(op, grad, args)
+        args[op.lead][3, 2] = math.nan
+        out, grads = forward(op, args), backward(op, grad, args)
+        others = torch.arange(clean.shape[0]) != 3
+        assert out[3].isnan().all(), f"{name}: NaN went in, {out[3]} came out"
+        assert torch.equal(out[others], clean[others]), f"{name}: NaN spread to other rows"
+        lead = op.tensors.index(op.lead)
+        mine, was = grads[lead], clean_grads[lead]
+        assert mine is not None
+        assert was is not None
+        assert mine[3].isnan().all(), f"{name}: a row with NaN has a gradient"
+        assert torch.equal(mine[others], was[others]), f"{name}: NaN spread to the gradients of other rows"
+
+
+def same_bits() -> None:
+    """Run after run, whatever gradients are wanted, and for a curvature by value or by pointer."""
+    for name in OPS:
+        op = op_of(name)
+        args = prepared(op, _case(name, "3x64", "5x33", "17x33x64").arguments(torch.float32))
+        grad = gradient_for(_cases(name)[0], forward(op, args))
+        before = backward(op, grad, args)
+        assert torch.equal(forward(op, args), forward(op, args))
+        for slot in range(len(before)):
+            wanted = [i == slot for i in range(len(before))]
+            alone = backward(op, grad, args, wanted)[slot]
+            assert alone is not None
+            assert torch.equal(alone, before[slot]), f"{name}: gradient {slot} alone differs"
+        curvature = op.names.index("curvature")
+        by_value = [float(a) if i == curvature else a for i, a in enumerate(args)]
+        assert torch.equal(forward(op, by_value), forward(op, args)), f"{name}: curvature by value"
+
+
+def coinciding_points() -> None:
+    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 0.05
+    x[4] = 0
+    c = torch.tensor(0.7)
+    log_maps, values = ("lorentz_log_map", "poincare_log_map"), ("lorentz_distance", "poincare_distance")
+    for name in (*log_maps, *values, "lorentz_exterior_angle"):
+        op = op_of(name)
+        out = forward(op, [x, x, c])
+        assert (out == 0).all(), f"{name} of coinciding points: {out}"
+        for g in backward(op, torch.ones_like(out), [x, x, c]):
+            assert g is not None
+            assert g.isfinite().all(), name
+            assert out.dim() == 2 or (g == 0).all(), f"{name}: gradient {g}"
+    for name in ("lorentz_pairwise_distance", "poincare_pairwise_distance"):
+        op = op_of(name)
+        out = forward(op, [x, x.clone(), c])
+        assert (out.diagonal() == 0).all(), f"{name}: {out.diagonal()}"
+        for g in backward(op, torch.eye(6), [x, x.clone(), c]):
+            assert g is not None
+            assert (g == 0).all(), f"{name}: gradient {g}"
+
+
+def expanded_gradient() -> None:
+    """What ``out.sum().backward()`` sends: one element, all strides 0."""
+    for name in OPS:
+        op = op_of(name)
+        args = prepared(op, _case(name, "3x64", "5x33", "17x33x64").arguments(torch.float32))
+        ones = torch.ones_like(forward(op, args))
+        expanded = guarded(torch.ones(()).expand(ones.shape))
+        for a, b in zip(backward(op, expanded, args), backward(op, ones, args), strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.equal(a, b), name
+
+
+def _raises(what: str, run: Callable[[], Any]) -> None:
+    message = "nothing was raised"
+    try:
+        run()
+    except Exception as error:
+        message = str(error)
+    if what not in message:
+        raise AssertionError(f"{message} where an error about {what!r} was expected")
+
+
+def harness() -> None:
+    """The interpreter's repairs work, and mistakes in kernels are seen."""
+    x = guarded(torch.randn(100, generator=torch.Generator().manual_seed(0)))
+    for dtype in (torch.bfloat16, torch.float16):
+        given, out = x.to(dtype), Output(torch.Size([100]), dtype)
+        faulty_kernels.double[(1,)](given, out.tensor, 100, BLOCK=128)
+        assert torch.equal(out.tensor, 2 * given)
+        faulty_kernels.double[(1,)](x / 3, out.tensor, 100, BLOCK=128)
+        assert torch.equal(out.tensor, (2 * (x / 3)).to(dtype)), f"float32 to {dtype} is not to nearest even"
+    out = Output(torch.Size([100]), torch.float32)
+    faulty_kernels.reads_beyond[(1,)](x, out.tensor, 100, BLOCK=128)
+    assert out.tensor.isnan().all(), "a read out of bounds went unseen"
+    faulty_kernels.writes_beyond[(1,)](x, out.tensor, 100, BLOCK=128)
+    out.buffer[-100:] = 0
+    _raises("out of bounds", lambda: out.check("it"))
+    half = x.to(torch.bfloat16)
+    _raises("arithmetic on bfloat16", lambda: faulty_kernels.adds_bfloat16[(1,)](half, half.clone(), 100, BLOCK=128))
+    a, b = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(1)).unbind()
+    z = torch.empty(16, 16)
+    faulty_kernels.product[(1,)](a.bfloat16(), b.bfloat16(), z, SIDE=16, PRECISION="ieee")
+    torch.testing.assert_close(z, a.bfloat16().float() @ b.bfloat16().float())
+    _raises("TF32", lambda: faulty_kernels.product[(1,)](a, b, z, SIDE=16, PRECISION="tf32"))
+    _raises("grid", lambda: faulty_kernels.double[(1000,)](x, x, 1, BLOCK=1))
+
+
+def main() -> None:
+    out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    patches.install()
+    results = {}
+    for name in CHECKS[part::parts]:
+        try:
+            if name in OPS:
+                contract(name)
+            else:
+                globals()[name]()
+            results[name] = ""
+        except Exception as error:
+            results[name] = f"{error}\n{traceback.format_exc()}"
+    out.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

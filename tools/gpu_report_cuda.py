@@ -1,0 +1,223 @@
+"""What the CUDA kernels ask of a GPU, found out without one: nvcc compiles them, and their machine code is read.
+
+    python tools/gpu_report_cuda.py            # a table of sm_80, sm_90a, sm_100
+    python tools/gpu_report_cuda.py --check    # exit code 1 if a kernel spills
+
+Registers, stack and static shared memory are ptxas's; spills are also counted as local loads and stores in the machine
+code. Occupancy is the share of a multiprocessor's warps that fit, which these alone decide. Nothing here is a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "csrc"
+BUILD = ROOT / "build" / "gpu_report"
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+NVCC_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr")
+MATRIX_INSTRUCTIONS = ("HMMA", "IMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What its threads share."""
+
+    warps: int
+    blocks: int
+    registers: int
+    shared_bytes: int
+    shared_reserved: int  # of each block, by the driver
+
+
+_LIMITS = {
+    "sm_80": Multiprocessor(64, 32, 65536, 164 << 10, 1024),
+    "sm_90a": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
+    "sm_100": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
+}
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """One kernel compiled for one architecture."""
+
+    name: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    local_accesses: int  # LDL and STL in the machine code
+    shared_bytes: int
+    threads: int  # of a block, for the occupancy
+    occupancy: float
+    instructions: int
+    matrix_instructions: int
+
+    @property
+    def spills(self) -> bool:
+        return bool(self.spill_bytes or self.stack_bytes or self.local_accesses)
+
+
+def threads_of(name: str) -> int:
+    """Of a block: the tile kernels' only size, the row kernels' smallest and commonest; see mmkern/backends/cuda.py."""
+    return 512 if name == "sum_partials" else 128
+
+
+def occupancy(limits: Multiprocessor, registers: int, shared_bytes: int, threads: int) -> float:
+    """The share of a multiprocessor's warps that fit; registers are given out by 256 to a warp."""
+    warps = -(-threads // 32)
+    by_registers = limits.registers // (-(-registers * 32 // 256) * 256) // warps
+    by_shared = limits.shared_bytes // (shared_bytes + limits.shared_reserved)
+    return min(by_registers, by_shared, limits.blocks, limits.warps // warps) * warps / limits.warps
+
+
+def find_tool(name: str) -> str:
+    """A tool of the CUDA toolkit, or of the copy that Triton brings."""
+    found = shutil.which(name)
+    if found:
+        return found
+    spec = importlib.util.find_spec("triton")
+    if spec is not None and spec.origin is not None:
+        candidate = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
+        if candidate.exists():
+            return str(candidate)
+    raise FileNotFoundError(f"{name} is neither in the CUDA toolkit nor in Triton's package")
+
+
+def families() -> list[Path]:
+    return sorted((SOURCES / "cuda").glob("*.cu"))
+
+
+def compile_cubin(source: Path, architecture: str) -> tuple[Path, str]:
+    """The cubin and what ptxas said; both kept until a source changes."""
+    key = hashlib.sha256(" ".join((architecture, *NVCC_FLAGS)).encode())
+    for path in sorted([*SOURCES.glob("*.h"), *(SOURCES / "cuda").iterdir()]):
+        key.update(path.read_bytes())
+    cubin = BUILD / f"{source.stem}-{architecture}-{key.hexdigest()[:16]}.cubin"
+    log = cubin.with_suffix(".txt")
+    if not (cubin.exists() and log.exists()):
+        BUILD.mkdir(parents=True, exist_ok=True)
+        for old in BUILD.glob(f"{source.stem}-{architecture}-*"):
+            old.unlink()
+        command = [
+            "nvcc",
+            *NVCC_FLAGS,
+            f"-arch={architecture}",
+            "-Xptxas",
+            "-v",
+            "-cubin",
+            "-o",
+            str(cubin),
+            str(source),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        log.write_text(done.stderr, encoding="utf-8")
+    return cubin, log.read_text(encoding="utf-8")
+
+
+def readable(mangled: Sequence[str]) -> dict[str, str]:
+    """The names that mmkern/backends uses: void mmkern::device::rows<...>(RowArgs) is rows<...>."""
+    plain = subprocess.run(["c++filt", *mangled], capture_output=True, text=True, check=True).stdout.splitlines()
+    names = [re.sub(r"\(mmkern::device::\w+\)$", "", name.removeprefix("void ")) for name in plain]
+    return {key: name.replace("mmkern::device::", "") for key, name in zip(mangled, names, strict=True)}
+
+
+_RESOURCES = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+def instruction_counts(cubin: Path) -> dict[str, Counter[str]]:
+    """How often each kernel's machine code has each opcode."""
+    listing = subprocess.run([find_tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    counts: dict[str, Counter[str]] = {}
+    current: Counter[str] = Counter()
+    for line in listing.stdout.splitlines():
+        header = re.match(r"\s*Function : (\w+)", line)
+        if header:
+            current = counts.setdefault(header[1], Counter())
+            continue
+        opcode = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", line)
+        if opcode:
+            current[opcode[1]] += 1
+    return counts
+
+
+def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
+    """Every CUDA kernel on every architecture."""
+    found = []
+    for source in families():
+        for architecture in architectures:
+            cubin, log = compile_cubin(source, architecture)
+            counts = instruction_counts(cubin)
+            entries = list(_RESOURCES.finditer(log))
+            names = readable([entry["name"] for entry in entries])
+            for entry in entries:
+                name, registers = names[entry["name"]], int(entry["registers"])
+                shared = re.search(r"(\d+) bytes smem", entry["rest"])
+                shared_bytes = int(shared[1]) if shared else 0
+                opcodes = counts[entry["name"]]
+                found.append(
+                    CudaKernel(
+                        name=name,
+                        architecture=architecture,
+                        registers=registers,
+                        stack_bytes=int(entry["stack"]),
+                        spill_bytes=int(entry["stores"]) + int(entry["loads"]),
+                        local_accesses=opcodes["LDL"] + opcodes["STL"],
+                        shared_bytes=shared_bytes,
+                        threads=threads_of(name),
+                        occupancy=occupancy(_LIMITS[architecture], registers, shared_bytes, threads_of(name)),
+                        instructions=opcodes.total(),
+                        matrix_instructions=sum(opcodes[name] for name in MATRIX_INSTRUCTIONS),
+                    )
+                )
+    return sorted(found, key=lambda k: (k.name, ARCHITECTURES.index(k.architecture)))
+
+
+def table(rows: Sequence[CudaKernel]) -> str:
+    lines = [
+        f"{'kernel':58} {'arch':7} {'regs':>4} {'spill B':>7} {'shared B':>8} {'threads':>7} {'occup.':>6} {'instr.':>6} {'mma':>4}"
+    ]
+    lines += [
+        f"{k.name:58} {k.architecture:7} {k.registers:4} {k.spill_bytes:7} {k.shared_bytes:8} {k.threads:7} "
+        f"{k.occupancy:6.0%} {k.instructions:6} {k.matrix_instructions:4}"
+        for k in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit code 1 if a kernel spills")
+    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
+    options = parser.parse_args()
+    if not shutil.which("nvcc"):
+        print("no nvcc: nothing to report")
+        return 0
+    rows = kernels()
+    print(json.dumps([asdict(row) for row in rows], indent=1) if options.json else table(rows))
+    spilling = [row for row in rows if row.spills]
+    for row in spilling:
+        print(f"spills: {row.name} on {row.architecture}", file=sys.stderr)
+    return 1 if options.check and spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

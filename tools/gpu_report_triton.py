@@ -1,0 +1,276 @@
+"""The Triton half of the report: what each kernel asks of a GPU, compiled for four of them with none present.
+
+The real launchers run on small CPU tensors with ``JITFunction.run`` replaced by a recorder, so what is compiled is what
+a launch would compile, with the same constants, warps and divisibility attributes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tools.gpu_report_rows import KernelRow, Multiprocessor, cache_folder, occupancy, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+_LIMITS = {
+    "sm_80": Multiprocessor(64, 32, 65536, 164 << 10, 1024),
+    "sm_90": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
+    "sm_100": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
+}
+_MATRIX = ("HGMMA", "UTCHMMA", "HMMA")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One call of a launcher: ``op``, or its gradient, on ``[rows, depth]`` inputs."""
+
+    op: str
+    dtype: str
+    depth: int = 512
+    backward: bool = False
+    rows: int = 64
+
+    def __str__(self) -> str:
+        return f"{self.op}{' backward' if self.backward else ''}, {self.dtype}, D = {self.depth}"
+
+
+_RADIAL = (
+    "lorentz_exp_map0", "lorentz_log_map0", "poincare_exp_map0", "poincare_log_map0", "lorentz_to_poincare",
+    "poincare_to_lorentz", "mobius_scalar_mul",
+)  # fmt: skip
+_PAIR = ("lorentz_exp_map", "lorentz_log_map", "mobius_add", "poincare_exp_map", "poincare_log_map")
+_VALUE = ("lorentz_distance", "poincare_distance", "lorentz_exterior_angle", "lorentz_entailment_loss")
+ROW_WISE = (*_RADIAL, *_PAIR, *_VALUE, "lorentz_half_aperture", "lorentz_parallel_transport", "lorentz_centroid")
+PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pairwise_distance")
+
+
+def variants(everything: bool = False) -> list[Variant]:
+    """Each op forward and backward in one type; the other types, and odd and long rows, where the code is another."""
+    found = []
+    for backward in (False, True):
+        found += [Variant(op, "float32", backward=backward) for op in ROW_WISE]
+        found += [Variant(op, "bfloat16", backward=backward) for op in ("lorentz_exp_map0", "lorentz_distance")]
+        pairwise = zip(PAIRWISE, ("bfloat16", "bfloat16", "float32"), strict=True)
+        found += [Variant(op, dtype, backward=backward, rows=512) for op, dtype in pairwise]
+    found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
+    found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
+    if everything:
+        dtypes = ("float32", "bfloat16", "float16")
+        found += [Variant(op, t, backward=b) for op in ROW_WISE for t in dtypes for b in (False, True)]
+        found += [Variant(op, t, backward=b, rows=512) for op in PAIRWISE for t in dtypes for b in (False, True)]
+    return list(dict.fromkeys(found))
+
+
+def call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """A launch of the variant, and the bytes of its inputs and outputs: the least that it can move."""
+    import torch
+    from mmkern.kernels import hyperbolic
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, variant.dtype)
+    n, d = variant.rows, variant.depth
+
+    def point(*shape: int) -> Any:
+        return (0.5 * torch.randn(*shape) / shape[-1] ** 0.5).to(dtype)
+
+    inputs, out = [point(n, d)], torch.empty(n, d, dtype=dtype)
+    if variant.op == "lorentz_centroid":
+        inputs, out = [point(4, n, d), torch.rand(4, n).to(dtype)], torch.empty(4, d, dtype=dtype)
+    elif variant.op in PAIRWISE:
+        inputs, out = [point(n, d), point(n, d)], torch.empty(n, n, dtype=dtype)
+    elif variant.op == "mobius_scalar_mul":
+        inputs = [torch.randn(n), *inputs]
+    elif variant.op == "lorentz_parallel_transport":
+        inputs = [point(n, d) for _ in range(3)]
+    elif variant.op in (*_PAIR, *_VALUE):
+        inputs = [*inputs, point(n, d)]
+    if variant.op in (*_VALUE, "lorentz_half_aperture"):
+        out = torch.empty(n, dtype=dtype)
+    options = [0.1] if variant.op in ("lorentz_half_aperture", "lorentz_entailment_loss") else []
+    curvature = torch.ones(())
+    used = [*inputs, curvature, out]
+    arguments = [*inputs, curvature, *options]
+    if variant.backward:
+        gradients = [torch.empty_like(x) for x in (*inputs, curvature)]
+        used += gradients
+        arguments = [torch.ones_like(out), *arguments, *gradients]
+    else:
+        arguments.append(out)
+    launch = getattr(hyperbolic, variant.op + ("_backward" if variant.backward else ""))
+    return lambda: launch(*arguments), sum(x.numel() * x.element_size() for x in used)
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]]:
+    """Kernel launches inside are noted, not made."""
+    from triton.runtime.jit import JITFunction
+
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append((self, args, kwargs))
+
+    original = JITFunction.run
+    JITFunction.run = note
+    try:
+        yield launches
+    finally:
+        JITFunction.run = original
+
+
+def compile_launch(kernel: Any, args: Sequence[Any], kwargs: dict[str, Any], target: str) -> Any:
+    """What ``kernel[grid](*args, **kwargs)`` would compile on ``target``."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    nvidia = target.startswith("sm_")
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+    backend = make_backend(gpu)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*args, **kwargs)
+    options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=gpu, options=options.__dict__)
+
+
+def read_machine_code(name: str, variant: str, target: str, compiled: Any) -> KernelRow:
+    if target.startswith("sm_"):
+        return _read_cubin(name, variant, target, compiled)
+    return _read_amdgcn(name, variant, target, compiled)
+
+
+def _read_cubin(name: str, variant: str, target: str, compiled: Any) -> KernelRow:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([str(tool), option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise ValueError(f"cuobjdump names no registers: {usage}")
+    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass)
+    registers, threads = int(found[1]), 32 * compiled.metadata.num_warps
+    return KernelRow(
+        backend="triton",
+        kernel=name,
+        variant=variant,
+        target=target,
+        registers=registers,
+        stack_bytes=int(found[2]),
+        spills=sum(opcode in ("STL", "LDL") for opcode in opcodes),
+        shared_bytes=compiled.metadata.shared,
+        threads=threads,
+        occupancy=occupancy(_LIMITS[target], registers, compiled.metadata.shared, threads),
+        matrix={opcode: opcodes.count(opcode) for opcode in _MATRIX if opcode in opcodes},
+    )
+
+
+def _read_amdgcn(name: str, variant: str, target: str, compiled: Any) -> KernelRow:
+    text = compiled.asm["amdgcn"]
+
+    def metadata(key: str) -> int:
+        found = re.search(rf"\.{key}:\s+(\d+)", text)
+        if found is None:
+            raise ValueError(f"the AMD assembly has no .{key}")
+        return int(found[1])
+
+    registers, warps = metadata("vgpr_count"), compiled.metadata.num_warps
+    # A compute unit: 4 SIMDs of 8 waves, 512 vector registers a lane, 64 KB of LDS.
+    by_registers = 4 * min(8, 512 // (-(-max(registers, 1) // 8) * 8))
+    by_shared = (65536 // compiled.metadata.shared if compiled.metadata.shared else 32) * warps
+    matrix = len(re.findall(r"^\s*v_mfma", text, re.MULTILINE))
+    return KernelRow(
+        backend="triton",
+        kernel=name,
+        variant=variant,
+        target=target,
+        registers=registers,
+        stack_bytes=metadata("private_segment_fixed_size"),
+        spills=metadata("vgpr_spill_count"),
+        shared_bytes=compiled.metadata.shared,
+        threads=64 * warps,
+        occupancy=min(32, by_registers, by_shared) / 32,
+        matrix={"MFMA": matrix} if matrix else {},
+        note="compiled only",
+    )
+
+
+def compile_variant(variant: Variant, target: str) -> list[KernelRow]:
+    """The kernels of one call on one target; kept until a source changes."""
+    kept = cache_folder() / f"{_key(variant, target)}.json"
+    if kept.exists():
+        return [KernelRow(**row) for row in json.loads(kept.read_text())]
+    with recorded() as launches:
+        call(variant)[0]()
+    found: dict[str, KernelRow] = {}
+    for kernel, args, kwargs in launches:
+        compiled = compile_launch(kernel, args, kwargs, target)
+        name = kernel.__name__ + (", near tiles" if kwargs.get("DIFFERENCES") else "")
+        found.setdefault(compiled.hash, read_machine_code(name, str(variant), target, compiled))
+    write_atomically(kept, json.dumps([asdict(row) for row in found.values()]))
+    return list(found.values())
+
+
+def _key(variant: Variant, target: str) -> str:
+    from importlib.metadata import version
+
+    key = hashlib.sha256(f"{variant!r} {target} {version('triton')}".encode())
+    sources = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "mmkern" / "reference").glob("*.py"), Path(__file__)]
+    for path in sorted(sources):
+        key.update(path.read_bytes())
+    return key.hexdigest()[:32]
+
+
+def traffic(wanted: Sequence[Variant]) -> dict[str, tuple[int, int]]:
+    """Bytes moved, and the least possible, of each variant: counted by the interpreter in a process of its own."""
+    small = [replace(v, rows=min(v.rows, 128 if v.op in PAIRWISE else 8)) for v in wanted]
+    key = hashlib.sha256("".join(_key(v, "") for v in small).encode()).hexdigest()[:32]
+    kept = cache_folder() / f"traffic-{key}.json"
+    if not kept.exists():
+        command = [sys.executable, "-m", "tools.gpu_report_traffic"]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"TRITON_INTERPRET": "1"}
+        question = json.dumps([asdict(v) for v in small])
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, input=question, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        write_atomically(kept, done.stdout)
+    return {str(v): (moved, least) for v, (moved, least) in zip(wanted, json.loads(kept.read_text()), strict=True)}
+
+
+def triton_rows(everything: bool = False, workers: int | None = None) -> list[KernelRow]:
+    """All variants on all targets, compiled by ``workers`` processes."""
+    wanted = variants(everything)
+    jobs = [(variant, target) for variant in wanted for target in TARGETS]
+    workers = workers or len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # Longest first: the pairwise kernels take ten times as long as the others.
+        order = sorted(range(len(jobs)), key=lambda i: jobs[i][0].op not in PAIRWISE)
+        running = {i: pool.submit(compile_variant, *jobs[i]) for i in order}
+        bytes_of = traffic(wanted)
+        rows = []
+        for i in range(len(jobs)):
+            moved, least = bytes_of[str(jobs[i][0])]
+            rows += [replace(row, moved_bytes=moved, least_bytes=least) for row in running[i].result()]
+    return rows
