@@ -140,7 +140,8 @@ def _cuda(ninja: Ninja, target: Path) -> str:
     codes += f" -gencode arch=compute_{newest},code=compute_{newest}"
     ninja.rule(
         "nvcc",
-        f"{nvcc} -std=c++17 -O3 --expt-relaxed-constexpr {codes} -Xcompiler -fPIC,-fvisibility=hidden $flags -MMD -MF $out.d -c $in -o $out",
+        f"{nvcc} -std=c++17 -O3 --expt-relaxed-constexpr {codes} -Xcompiler -fPIC,-fvisibility=hidden "
+        "$flags -MMD -MF $out.d -c $in -o $out",
         depfile=True,
     )
     ninja.rule("link", f"{nvcc} -shared -cudart static $in -o $out", depfile=False)

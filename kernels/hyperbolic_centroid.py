@@ -1,5 +1,4 @@
 """The weighted sums of a Lorentz centroid: of points, and of their times. The rest of it is a radial map of the sum."""
-# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """All-pairs hyperbolic ops, ``[N, D], [M, D] -> [N, M]``, from tiles of S = X Yᵀ.
 
-A distance is a function of ``s = sinh²(θ/2)``, and s follows from the score, ``|x|²`` and ``|y|²``. Where that would cancel the
-pair is taken from the differences instead, forward and backward. Backward: a first kernel turns scores into weights
-W with ``gx_i = Σ_j W_ij (y_j - x_i) + (...) x_i``, then two products follow.
+A distance is a function of ``s = sinh²(θ/2)``, and s follows from the score, ``|x|²`` and ``|y|²``. Where that would
+cancel, the tile is taken from the differences instead, forward and backward, by a second launch that leaves all other
+tiles alone. Backward: a first kernel turns scores into weights W with ``gx_i = Σ_j W_ij (y_j - x_i) + (...) x_i``, then
+two products follow.
 """
-# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
 from __future__ import annotations
@@ -151,11 +151,12 @@ def _pair_s(
     """s of a tile of pairs: from differences, or from scores, with a note where that has cancelled."""
     if DIFFERENCES:
         return NEAR(squared_difference_tile(x, y, x_stride, y_stride, i, j, n, m, depth), x_term, y_term, c)
-    s, scale = SCORE(score_tile(x, y, x_stride, y_stride, i, j, n, m, depth, BLOCK_K), x_term, y_term, c)
-    if NEAR is not None:
-        near = (s < NEARNESS * scale).to(tl.int32)
-        tl.store(near_tile, tl.max(tl.max(near, 1), 0))
-    return s
+    else:
+        s, scale = SCORE(score_tile(x, y, x_stride, y_stride, i, j, n, m, depth, BLOCK_K), x_term, y_term, c)
+        if NEAR is not None:
+            near = (s < NEARNESS * scale).to(tl.int32)
+            tl.store(near_tile, tl.max(tl.max(near, 1), 0))
+        return s
 
 
 @triton.jit

@@ -1,14 +1,13 @@
 """The scalar function of each row-wise hyperbolic op, and its adjoint.
 
 A row-wise op is inner products of the row's vectors, a scalar function of them, and linear combinations of the vectors
-with what it returns. Every function here has one signature: ``(FUNCTION, sums, scalars, c, option)`` to
+with what it returns. Every op's function has one signature: ``(FUNCTION, sums, scalars, c, option)`` to
 ``(coefficients, row_values)``; ``sums`` and ``coefficients`` are those of the op's flavour in ``hyperbolic.py``, ``scalars`` the
 inputs with one entry a row. FUNCTION is the radial profile where there is one, else None.
 
 In an adjoint, ``name_bar`` is the derivative of the loss by ``name``. The chain of each is written above it; the reference
 has the formulas themselves.
 """
-# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
 import triton

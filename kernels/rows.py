@@ -4,8 +4,7 @@ Such an op is inner products of a row's vectors (SUMS), a scalar function of the
 vectors with what it returns (OUTPUTS). Up to ``MAX_BLOCK`` columns a row stays in registers and is read once; a longer one is
 read in column chunks, twice.
 """
-# ruff: noqa: N803
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator, assignment"
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ through (``tl.maximum`` would drop it).
 
 ``sinhc`` and its relatives have the series and the cutoff of ``mmkern.reference.smooth``.
 """
-# ruff: noqa: N803 (constexpr arguments are upper case)
+
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
 import math

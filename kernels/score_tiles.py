@@ -2,7 +2,6 @@
 
 float32 tiles are IEEE (TF32 would break the numerics contract), 16-bit tiles use the matrix instructions of their type.
 """
-# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Tiling:
 
 
 def _side(size: int, largest: int) -> int:
-    return min(max(triton.next_power_of_2(size), 16), largest)
+    return min(max(int(triton.next_power_of_2(size)), 16), largest)
 
 
 @triton.jit

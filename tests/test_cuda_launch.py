@@ -88,7 +88,7 @@ def test_cupy_has_what_the_runtime_launcher_uses() -> None:
 def test_without_any_compiler_the_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mmkern._cuda", None)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(RuntimeError, match="no CUDA kernels: .*mmkern._cuda.*; .*cupy"):
+    with pytest.raises(RuntimeError, match=r"no CUDA kernels: .*mmkern._cuda.*; .*cupy"):
         cuda_launch._default_launcher.__wrapped__()
 
 

@@ -193,7 +193,8 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
 
 def table(rows: Sequence[CudaKernel]) -> str:
     lines = [
-        f"{'kernel':58} {'arch':7} {'regs':>4} {'spill B':>7} {'shared B':>8} {'threads':>7} {'occup.':>6} {'instr.':>6} {'mma':>4}"
+        f"{'kernel':58} {'arch':7} {'regs':>4} {'spill B':>7} {'shared B':>8} {'threads':>7} {'occup.':>6} "
+        f"{'instr.':>6} {'mma':>4}"
     ]
     lines += [
         f"{k.name:58} {k.architecture:7} {k.registers:4} {k.spill_bytes:7} {k.shared_bytes:8} {k.threads:7} "

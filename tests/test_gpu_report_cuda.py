@@ -1,0 +1,41 @@
+"""The report on CUDA machine code: its arithmetic, and that no kernel spills."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.cuda_on_host.harness import HostLauncher, build
+from tools import gpu_report_cuda as report
+
+H100 = report._LIMITS["sm_90a"]
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared_bytes", "threads", "expected"),
+    [
+        (32, 0, 128, 1.0),  # 64 warps of 1024 registers
+        (64, 0, 128, 0.5),  # 32 warps of 2048 registers
+        (65, 0, 128, 28 / 64),  # 2304 registers a warp: 28 warps, 7 blocks of 4
+        (32, 49 << 10, 128, 16 / 64),  # 4 blocks of 50 KiB in 228
+        (32, 0, 32, 0.5),  # 32 blocks of one warp
+        (255, 0, 1024, 0.0),  # does not fit at all
+    ],
+)
+def test_occupancy(registers: int, shared_bytes: int, threads: int, expected: float) -> None:
+    assert report.occupancy(H100, registers, shared_bytes, threads) == expected
+
+
+def test_names_are_those_of_the_backend() -> None:
+    mangled = "_ZN6mmkern6device4rowsINS0_7PairMapINS0_13LorentzLogMapENS0_8ComparedEE8BackwardEEEvNS0_7RowArgsE"
+    assert report.readable([mangled]) == {mangled: "rows<PairMap<LorentzLogMap, Compared>::Backward>"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_no_kernel_spills() -> None:
+    rows = report.kernels(["sm_90a"])
+    assert {row.name for row in rows} == set(HostLauncher(build("hyperbolic.cpp")).kernels)
+    assert [row.name for row in rows if row.spills] == []
+    assert all(row.instructions > 50 and 0 < row.registers <= 255 for row in rows)
