@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -69,7 +70,7 @@ def test_compile_without_graph_breaks(case: Case) -> None:
 
 def test_new_curvatures_do_not_recompile() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(ops.lorentz_exp_map0, fullgraph=True, backend=counter)
     v = torch.randn(4, 8)
     for curvature in torch.linspace(0.5, 2, 12).tolist():
