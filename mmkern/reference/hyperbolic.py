@@ -175,7 +175,7 @@ def poincare_distance(x: Tensor, y: Tensor, curvature: Scalar) -> Tensor:
 def lorentz_half_aperture(x: Tensor, curvature: Scalar, min_radius: float) -> Tensor:
     """``asin(2K/(√c|x|))``; π/2 where the point is nearer to the root than ``2K/√c``."""
     z = curvature * _dot(x, x) - 4 * min_radius**2
-    outside = z > 0
+    outside = ~(z <= 0)  # NaN stays NaN
     opposite = torch.full_like(z, 2 * min_radius)
     return torch.where(outside, torch.atan2(opposite, torch.where(outside, z, 1.0).sqrt()), math.pi / 2)
 
