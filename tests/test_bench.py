@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import mmkern
+import mmkern.testing
 from mmkern import ops
 from mmkern.bench import environment, floors, history, main, measure, metrics, picture, sides, table, worker
 from mmkern.bench.case import Case, Shape, by_name, load_suite, select
@@ -40,8 +41,7 @@ def resized(case: Case, **changes: Any) -> Case:
 
 
 def check(case: Case, *rivals: str) -> None:
-    built = sides.build_sides(case, rivals)
-    sides.compare(case, built, sides.hold_to_contract(case, built["mmkern"]))
+    sides.check(case, sides.build_sides(case, rivals))
 
 
 def measurement(case: str = "op/4x8/forward", **metric: float) -> Measurement:
@@ -112,6 +112,23 @@ def test_check_catches_a_wrong_gradient(suite: dict[str, Case]) -> None:
         check(broken, "eager")
 
 
+def test_check_holds_mmkern_itself_to_the_contract(suite: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = dataclasses.replace(
+        suite["lorentz_exp_map0/16384x512/forward"], shape=Shape(rows=600, width=8, source=""), threads=1
+    )
+    seen: list[tuple[int, ...]] = []
+    verify = mmkern.testing.verify_forward
+
+    def off_by_little(op: Any, args: Any, out: torch.Tensor) -> None:
+        seen.append(tuple(out.shape))
+        verify(op, args, out * (1 + 1e-5))
+
+    monkeypatch.setattr(mmkern.testing, "verify_forward", off_by_little)
+    with pytest.raises(mmkern.testing.ContractError):
+        check(case, "eager")
+    assert seen == [(200, 8)]  # every third row
+
+
 def test_cases_of_one_name_are_refused(suite: dict[str, Case]) -> None:
     case = next(iter(suite.values()))
     with pytest.raises(ValueError, match="two benchmark cases"):
@@ -156,7 +173,7 @@ def test_measurement_of_a_case(suite: dict[str, Case]) -> None:
     assert (m.case, set(m.medians), stages) == (
         str(case),
         {"mmkern", "eager", "copy"},
-        ["checking", "comparing", "timing"],
+        ["checking", "timing"],
     )
     assert m.bytes == 5 * 6 * 24 * 4 + 2 * 4 + 4  # v in, x out; v and the gradient in, the gradient out; curvature
     assert m.flops == (3 + 7) * 6 * 24
@@ -410,6 +427,7 @@ def test_bench_says_what_is_wrong_with_a_request(tmp_path: Path, bench: Any) -> 
 @pytest.mark.slow
 def test_pytest_restarts_tuned_and_fails_only_on_wrong_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark rests in a worker of xdist
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", ".", "-k", "not backward"]
     words += ["--seconds", "0.01", "--no-as-found"]
 

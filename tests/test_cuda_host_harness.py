@@ -38,7 +38,7 @@ def run(
     **tensors: Tensor,
 ) -> Tensor:
     args = Args(out=out.data_ptr(), **{name: x.data_ptr() for name, x in tensors.items()})
-    launcher(kernel, (blocks, 1), threads, args, CPU, shared_bytes=shared)
+    launcher(kernel, (blocks, 1), threads, bytes(args), CPU, shared_bytes=shared)
     return out
 
 

@@ -43,7 +43,7 @@ def module(name: str, **contents: Any) -> ModuleType:
 def test_the_built_module_gets_name_grid_stream_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "mmkern._cuda", module("mmkern._cuda", launch=lambda *args: calls.append(args)))
-    cuda_launch.BuiltLauncher()("centroid", (3, 2), 64, Pair(7, 0.5), DEVICE)
+    cuda_launch.BuiltLauncher()("centroid", (3, 2), 64, bytes(Pair(7, 0.5)), DEVICE)
     assert calls == [("centroid", 3, 2, 64, 0, STREAM, bytes(Pair(7, 0.5)))]
 
 
@@ -66,7 +66,7 @@ def test_the_runtime_compiler_gets_the_source_and_the_driver_a_pointer_to_the_st
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
     launcher = cuda_launch.RuntimeLauncher()
     for _ in range(2):
-        launcher("rows<Radial<LorentzExpMap0>::Forward>", (5, 1), 128, Pair(7, 0.5), DEVICE)
+        launcher("rows<Radial<LorentzExpMap0>::Forward>", (5, 1), 128, bytes(Pair(7, 0.5)), DEVICE)
     # f, grid, block, shared memory, stream, parameters, extra: the order of cuLaunchKernel.
     assert launched == [(99, 5, 1, 1, 128, 1, 1, 0, STREAM, 7, 0.5, 0)] * 2
     assert len(compiled) == 1, "compiled once"

@@ -21,13 +21,9 @@ from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, build, s
 
 # float32 takes every layout; the other dtypes differ in loads and stores alone.
 LABELS_OF_EVERY_DTYPE = ("9x123", "2x3x40", "5x33", "2x8", "17x33x64")
-# One, three and many rows to a block; a row to a part of a warp, to several warps, in two chunks.
-WIDE = [
-    calls.widened(case, times)
-    for case in CASES
-    for label, times in (("3x64", 5), ("3x64", 16), ("1x5", 900), ("1x5", 901), ("2x8", 100), ("2x8", 600), ("5x33", 125))
-    if case.label == label
-]
+# A row to a part of a warp, to several warps, in two chunks; the chunks in 16-byte accesses and without.
+TIMES = {"3x64": (5, 16), "1x5": (900, 901), "2x8": (100, 600), "5x33": (125,)}
+WIDE = [calls.widened(case, times) for case in CASES for times in TIMES.get(case.label, ())]
 RUNS = [
     *((case, torch.float32) for case in (*CASES, *WIDE)),
     *(
@@ -110,6 +106,23 @@ def test_coinciding_points(op: str, pairs: bool) -> None:
     assert all(g is not None and g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.parametrize(
+    "op", ["lorentz_log_map0", "lorentz_distance", "lorentz_pairwise_distance", "lorentz_centroid"]
+)
+def test_offsets_beyond_32_bits(op: str) -> None:
+    """Rows 2^31 elements apart, in address space that is reserved but hardly touched."""
+    stride, cols = (1 << 31) + 8, 24
+    near = randn(torch.Generator().manual_seed(0), 2, cols, norm=1.0).bfloat16()
+    far = torch.empty(stride + cols, dtype=torch.bfloat16).as_strided((2, cols), (stride, 1))
+    far.copy_(near)
+    others = {
+        "lorentz_distance": [near.flip(0)],
+        "lorentz_pairwise_distance": [near.flip(0)],
+        "lorentz_centroid": [near[:, 0].abs()],
+    }.get(op, [])
+    assert torch.equal(calls.forward(op, far, *others, 1.0), calls.forward(op, near, *others, 1.0))
+
+
 def test_near_pairs_keep_five_digits() -> None:
     g = torch.Generator().manual_seed(0)
     x = randn(g, 70, 64, norm=1.0).float()
@@ -182,13 +195,20 @@ def test_strides(op: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("op", ["lorentz_log_map", "mobius_scalar_mul", "lorentz_centroid"])
-def test_blocks_walk_on_where_there_are_more_rows(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("times", "copies"), [(1, 9), (9, 1)])
+@pytest.mark.parametrize("op", ["lorentz_log_map", "mobius_scalar_mul", "lorentz_distance", "lorentz_centroid"])
+def test_blocks_walk_on_where_there_are_more_rows(
+    op: str, times: int, copies: int, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cuda, "_MAX_BLOCKS", 2)
-    case = case_of(op, "17x129", "2x3x7x24")
-    many = dataclasses.replace(case, build=lambda g: [_repeated(a, 9) for a in case.build(g)])
+    case = calls.widened(case_of(op, "17x129", "2x3x7x24"), times)
+    many = dataclasses.replace(case, build=lambda g: [_repeated(a, copies) for a in case.build(g)])
     contract.check_forward(many, lambda *args: calls.forward(op, *args), torch.float32)
     contract.check_backward(many, lambda grad, wanted, args: calls.backward(op, grad, wanted, args), torch.float32)
+    expected = calls.both(many, torch.float32)
+    with launcher.order(Order.reverse):
+        for one, other in zip(expected, calls.both(many, torch.float32), strict=True):
+            assert torch.equal(one, other)
 
 
 def _repeated(value: Any, times: int) -> Any:
@@ -209,9 +229,8 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
 
 
 def test_structs_of_another_size_are_refused(launcher: HostLauncher) -> None:
-    arguments: Any = cuda._SumArgs()
     with pytest.raises(RuntimeError, match=r"centroid: takes \d+ bytes, got 24"):
-        launcher("centroid", (1, 1), 128, arguments, torch.device("cpu"))
+        launcher("centroid", (1, 1), 128, bytes(24), torch.device("cpu"))
 
 
 def test_address_and_undefined_behaviour_sanitizers() -> None:

@@ -6,8 +6,8 @@
 #define MMKERN_ISA device
 
 #if !defined(MMKERN_CUDA_ON_HOST)
-#define MMKERN_DYNAMIC_SHARED(type, name)                \
-  extern __shared__ float4 mmkern_dynamic_shared_bytes[]; \
+#define MMKERN_DYNAMIC_SHARED(type, name)                                                                              \
+  extern __shared__ float4 mmkern_dynamic_shared_bytes[];                                                              \
   type* name = reinterpret_cast<type*>(mmkern_dynamic_shared_bytes)
 #endif
 

@@ -1,4 +1,5 @@
-// Lorentz centroid: out = m / sqrt(q), q = m_t^2 - c|m|^2, m = sum w_n x_n, m_t = sum w_n t_n, t_n = sqrt(1 + c|x_n|^2).
+// Lorentz centroid: out = m / sqrt(q), q = m_t^2 - c|m|^2, m = sum w_n x_n, m_t = sum w_n t_n,
+// t_n = sqrt(1 + c|x_n|^2).
 //
 // A group of lanes (rows.cuh) takes one set of members. Backward, with q' = -(g.m) q^(-3/2) / 2:
 //   m' = g / sqrt(q) - 2c q' m          m_t' = 2 m_t q'

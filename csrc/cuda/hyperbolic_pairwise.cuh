@@ -3,7 +3,8 @@
 // |x|^2, |y|^2 and x.y come first, as in a matrix product. Where a distance would cancel (near points), the block runs
 // the tile once more over differences and redoes these pairs alone.
 //
-// Backward, with d = y - x and one weight w a pair: x_i' = sum_j w_ij d_ij + a_i x_i,  y_j' = sum_i -w_ij d_ij + b_j y_j.
+// Backward, with d = y - x and one weight w a pair:
+//   x_i' = sum_j w_ij d_ij + a_i x_i        y_j' = sum_i -w_ij d_ij + b_j y_j
 // One kernel writes w, the sums a and b by tiles, and c' by blocks; a second forms the two products.
 #pragma once
 
@@ -73,8 +74,8 @@ struct PoincarePairwiseDistance {
 // The arguments of the pairwise kernels; laid out alike in mmkern/backends/cuda.py.
 struct PairwiseArgs {
   Matrix x, y;
-  void* out;                  // [N, M] contiguous: the values in X's dtype, or the weights w in float32
-  const void* grad;           // [N, M] in X's dtype
+  void* out;         // [N, M] contiguous: the values in X's dtype, or the weights w in float32
+  const void* grad;  // [N, M] in X's dtype
   i64 grad_row_stride, grad_col_stride;
   float* row_partials;        // [2 tiles of Y, N]: a
   float* col_partials;        // [tiles of X, M]: b
@@ -86,7 +87,9 @@ struct PairwiseArgs {
 // a pair is counted in one of its visits, or in none if it lies outside.
 template <class Op, class Visit>
 MMKERN_FN void visit_pairs(const ScoreTile& tile, float c, Visit visit) {
-  const auto inside = [&](Visited at) { return tile.row + at.row() < tile.x.rows && tile.col + at.col() < tile.y.rows; };
+  const auto inside = [&](Visited at) {
+    return tile.row + at.row() < tile.x.rows && tile.col + at.col() < tile.y.rows;
+  };
   tile.accumulate<Dots>();
   unsigned cancelled = 0;
   for (int n = 0; n < kVisits; ++n) {
@@ -106,7 +109,7 @@ MMKERN_FN void visit_pairs(const ScoreTile& tile, float c, Visit visit) {
     tile.accumulate<Differences>();
     for (int n = 0; n < kVisits; ++n) {
       const Visited at{n};
-      const float(*differences)[kTile][kTile] = tile.shared.sums;
+      const float (*differences)[kTile][kTile] = tile.shared.sums;
       const float sums[] = {tile.xx(at.row()), tile.yy(at.col()), differences[0][at.row()][at.col()],
                             differences[1][at.row()][at.col()]};
       visit(at, (cancelled >> n & 1) != 0, Compared{}, sums);
@@ -176,18 +179,17 @@ __global__ void __launch_bounds__(kTileThreads) pairwise_weights(const PairwiseA
   if (half == 0 && col < a.y.rows)
     a.col_partials[i64(blockIdx.y) * a.y.rows + col] = col_sums[0][thread] + col_sums[1][thread];
   curvature = sum_over_block(curvature);
-  if (thread == 0 && a.curvature_partials)
-    a.curvature_partials[i64(blockIdx.y) * gridDim.x + blockIdx.x] = curvature;
+  if (thread == 0 && a.curvature_partials) a.curvature_partials[i64(blockIdx.y) * gridDim.x + blockIdx.x] = curvature;
 }
 
-// out[s] = sum_o w[s, o] (other[o] - self[s]) + (sum of self's partials) self[s]; for x' and, with w transposed, for y'.
+// out[s] = sum_o w[s, o] (other[o] - self[s]) + (sum of self's partials) self[s]: x', and with w transposed y'.
 struct ProductArgs {
   Matrix self, other;
   const float* weights;
   i64 self_stride, other_stride;  // of the weights
   const float* partials;          // [count, rows of self]
   i64 partial_count;
-  void* out;                      // contiguous
+  void* out;  // contiguous
 };
 
 struct ProductStage {

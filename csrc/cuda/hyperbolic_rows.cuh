@@ -207,8 +207,7 @@ struct PairMap {
       const auto map = Op::coefficients(Points::of(variables.s), variables.curvature);
       float adjoint[variables.count];
 #pragma unroll
-      for (int n = 0; n < variables.count; ++n)
-        adjoint[n] = fma(s[kGX], map.a.slope[n], s[kGE] * map.b.slope[n]);
+      for (int n = 0; n < variables.count; ++n) adjoint[n] = fma(s[kGX], map.a.slope[n], s[kGE] * map.b.slope[n]);
       k = Points::gradient(map.a.value, map.b.value, adjoint);
       return {0, adjoint[Points::sums]};
     }

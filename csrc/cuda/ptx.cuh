@@ -34,8 +34,7 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
 
 // 16 bytes from global to shared memory, there once waited for; zeros where !valid.
 __device__ __forceinline__ void cp_async16(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
 

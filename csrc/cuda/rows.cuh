@@ -36,9 +36,9 @@ struct RowArgs {
   Scalar curvature;
   float option;
   int cols;
-  int lanes;                  // that share a row: a power of two
+  int lanes;  // that share a row: a power of two
   Dtype dtype, row_dtype;
-  int vectors;                // rows begin and end at multiples of 16 bytes
+  int vectors;  // rows begin and end at multiples of 16 bytes
 };
 
 // What the scalar maths of a row sees beside the inner products, and what it gives beside the coefficients.

@@ -10,10 +10,10 @@
 namespace mmkern {
 inline namespace device {
 
-constexpr int kTile = 64;          // rows of X, and of Y
+constexpr int kTile = 64;  // rows of X, and of Y
 constexpr int kTileThreads = 128;
-constexpr int kDepth = 16;         // columns at a time
-constexpr int kSpan = 8;           // neighbours that a thread loads at a time
+constexpr int kDepth = 16;  // columns at a time
+constexpr int kSpan = 8;    // neighbours that a thread loads at a time
 constexpr int kThreadRows = 4, kThreadCols = 8;
 constexpr int kVisits = kTile * kTile / kTileThreads;  // pairs that a thread visits
 
@@ -22,7 +22,7 @@ struct Matrix {
   const void* data;
   i64 rows, cols, stride;  // stride between rows, in elements
   Dtype dtype;
-  int vectors;             // rows begin and end at multiples of 16 bytes
+  int vectors;  // rows begin and end at multiples of 16 bytes
 
   // Zeros past the end.
   MMKERN_FN void load(float (&v)[kSpan], i64 row, i64 col) const {
@@ -67,9 +67,7 @@ struct Slice {
   }
 };
 
-MMKERN_FN void put_four(float* to, const float* v) {
-  *reinterpret_cast<float4*>(to) = float4{v[0], v[1], v[2], v[3]};
-}
+MMKERN_FN void put_four(float* to, const float* v) { *reinterpret_cast<float4*>(to) = float4{v[0], v[1], v[2], v[3]}; }
 
 // Runs a loop over slices, the next one on its way from memory while this one is worked on. Stage has load(depth),
 // which fetches into registers, and put(slice), which writes to shared memory; step(slice) does the work.
@@ -116,9 +114,9 @@ struct ScoreShared {
 struct ScoreStage {
   const Matrix &x, &y;
   i64 x_row, y_row;
-  int depth;                 // of this thread within the slice
+  int depth;  // of this thread within the slice
   float xs[kSpan], ys[kSpan];
-  float xx = 0, yy = 0;      // of this thread's columns
+  float xx = 0, yy = 0;  // of this thread's columns
 
   MMKERN_FN void load(i64 k) {
     x.load(xs, x_row, k + depth);

@@ -7,7 +7,8 @@ Here a call becomes launches: which kernel, how many threads share a row, where 
 
 from __future__ import annotations
 
-import ctypes
+import functools
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,111 +27,37 @@ _TILE = 64
 _TILE_THREADS = 128
 _DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 
-_Pointer = ctypes.c_void_p
-_Offset = ctypes.c_longlong
-
-
-class _Scalar(ctypes.Structure):
-    _fields_ = [("pointer", _Pointer), ("value", ctypes.c_float)]
-
-
-class _RowArgs(ctypes.Structure):
-    _fields_ = [
-        ("inputs", _Pointer * 4),
-        ("input_strides", _Offset * 4),
-        ("out", _Pointer * 3),
-        ("row_in", _Pointer),
-        ("row_in_stride", _Offset),
-        ("row_out", _Pointer),
-        ("curvature_partials", _Pointer),
-        ("rows", _Offset),
-        ("curvature", _Scalar),
-        ("option", ctypes.c_float),
-        ("cols", ctypes.c_int),
-        ("lanes", ctypes.c_int),
-        ("dtype", ctypes.c_int),
-        ("row_dtype", ctypes.c_int),
-        ("vectors", ctypes.c_int),
-    ]
-
-
-class _SumArgs(ctypes.Structure):
-    _fields_ = [("partials", _Pointer), ("total", _Pointer), ("count", _Offset)]
-
-
-class _CentroidArgs(ctypes.Structure):
-    _fields_ = [
-        ("x", _Pointer),
-        ("x_set_stride", _Offset),
-        ("x_member_stride", _Offset),
-        ("weights", _Pointer),
-        ("weight_set_stride", _Offset),
-        ("weight_member_stride", _Offset),
-        ("grad", _Pointer),
-        ("grad_stride", _Offset),
-        ("out", _Pointer),
-        ("x_to", _Pointer),
-        ("weights_to", _Pointer),
-        ("curvature_partials", _Pointer),
-        ("scratch", _Pointer),
-        ("sets", _Offset),
-        ("members", _Offset),
-        ("curvature", _Scalar),
-        ("cols", ctypes.c_int),
-        ("lanes", ctypes.c_int),
-        ("dtype", ctypes.c_int),
-        ("vectors", ctypes.c_int),
-    ]
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = [
-        ("data", _Pointer),
-        ("rows", _Offset),
-        ("cols", _Offset),
-        ("stride", _Offset),
-        ("dtype", ctypes.c_int),
-        ("vectors", ctypes.c_int),
-    ]
-
-
-class _PairwiseArgs(ctypes.Structure):
-    _fields_ = [
-        ("x", _Matrix),
-        ("y", _Matrix),
-        ("out", _Pointer),
-        ("grad", _Pointer),
-        ("grad_row_stride", _Offset),
-        ("grad_col_stride", _Offset),
-        ("row_partials", _Pointer),
-        ("col_partials", _Pointer),
-        ("curvature_partials", _Pointer),
-        ("curvature", _Scalar),
-    ]
-
-
-class _ProductArgs(ctypes.Structure):
-    _fields_ = [
-        ("self", _Matrix),
-        ("other", _Matrix),
-        ("weights", _Pointer),
-        ("self_stride", _Offset),
-        ("other_stride", _Offset),
-        ("partials", _Pointer),
-        ("partial_count", _Offset),
-        ("out", _Pointer),
-    ]
+# The kernels' structs, in C's layout: P a pointer, q a 64-bit offset, i an int, f a float; 0q ends a struct.
+_SCALAR = "Pf0q"  # pointer, value
+_MATRIX = "Pqqqii0q"  # data, rows, cols, stride, dtype, vectors
+_ROW_ARGS = struct.Struct(
+    "4P 4q 3P"  # in, in_stride, out
+    "PqP P q"  # row_in, row_in_stride, row_out; curvature_partials; rows
+    f"{_SCALAR} f"  # curvature, option
+    "iiiii 0q"  # cols, lanes, dtype, row_dtype, vectors
+)
+_SUM_ARGS = struct.Struct("PPq")  # partials, total, count
+_CENTROID_ARGS = struct.Struct(
+    "Pqq Pqq"  # x, set and member stride; weights, set and member stride
+    "Pq PPP PP"  # grad, grad_stride; out, x_to, weights_to; curvature_partials, scratch
+    f"qq {_SCALAR} iiii 0q"  # sets, members; curvature; cols, lanes, dtype, vectors
+)
+_PAIRWISE_ARGS = struct.Struct(
+    f"{_MATRIX} {_MATRIX} P"  # x, y, out
+    f"Pqq PPP {_SCALAR}"  # grad, row and column stride; row_partials, col_partials, curvature_partials; curvature
+)
+_PRODUCT_ARGS = struct.Struct(f"{_MATRIX} {_MATRIX} Pqq Pq P")  # self, other; weights, strides; partials, count; out
 
 
 # ---- Tensors as kernels see them -------------------------------------------------------------------------------------
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
-def _scalar(value: float | Tensor) -> _Scalar:
-    return _Scalar(value.data_ptr(), 0) if isinstance(value, Tensor) else _Scalar(None, value)
+def _scalar(value: float | Tensor) -> tuple[int, float]:
+    return (value.data_ptr(), 0.0) if isinstance(value, Tensor) else (0, value)
 
 
 def _collapsed_stride(x: Tensor, axes: int) -> int | None:
@@ -147,47 +74,55 @@ def _collapsed_stride(x: Tensor, axes: int) -> int | None:
     return found
 
 
-def _flat(x: Tensor, kept: int) -> Tensor:
-    """``x`` with its leading axes as one and the last ``kept`` as they are, copied only if it must be.
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` as rows with one stride between them; copied only if its layout has none."""
+    if x.is_contiguous():
+        return x, x.shape[-1]
+    if x.shape[-1] == 1 or x.stride(-1) == 1:
+        stride = _collapsed_stride(x, x.dim() - 1)
+        if stride is not None:
+            return x, stride
+    return x.contiguous(), x.shape[-1]
 
-    The last axis is dense after it, but with ``kept == 0`` any stride will do.
-    """
+
+def _numbers(x: Tensor) -> tuple[Tensor, int]:
+    """``x``, one number a row, with one stride between them."""
+    stride = 1 if x.is_contiguous() else _collapsed_stride(x, x.dim())
+    return (x.contiguous(), 1) if stride is None else (x, stride)
+
+
+def _sets(x: Tensor, kept: int) -> tuple[Tensor, int, int]:
+    """``x`` as sets of members, and the strides of both; ``kept`` axes follow the leading ones."""
     leading = x.dim() - kept
-    if kept and x.shape[-1] > 1 and x.stride(-1) != 1:
-        x = x.contiguous()
     stride = _collapsed_stride(x, leading)
-    if stride is None:
-        x, stride = x.contiguous(), _collapsed_stride(x.contiguous(), leading) or 0
-    shape = (x.shape[:leading].numel(), *x.shape[leading:])
-    return x.as_strided(shape, (stride, *x.stride()[leading:]))
+    if stride is None or (kept == 2 and x.shape[-1] != 1 and x.stride(-1) != 1):
+        x = x.contiguous()
+        stride = _collapsed_stride(x, leading) or 0
+    return x, stride, x.stride(leading)
 
 
-def _in_vectors(*tensors: Tensor | None) -> bool:
+def _in_vectors(item_size: int, cols: int, strides: Sequence[int], addresses: Sequence[int]) -> bool:
     """Whether all rows begin and end at multiples of 16 bytes."""
-    for x in tensors:
-        if x is None:
-            continue
-        size = x.element_size()
-        if (x.shape[-1] * size | x.data_ptr()) % 16 or any(s * size % 16 for s in x.stride()[:-1]):
-            return False
-    return True
+    bits = cols * item_size
+    for stride in strides:
+        bits |= stride * item_size
+    for address in addresses:
+        bits |= address
+    return not bits & 15
 
 
-@dataclass(frozen=True)
-class _RowGrid:
-    """How a row kernel is laid out: ``lanes`` threads share a row, ``threads`` make a block."""
+@functools.cache
+def _lanes(cols: int) -> int:
+    """How many threads share a row."""
+    if cols > _MAX_COLUMNS:
+        raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {_MAX_COLUMNS}")
+    return min(1 << (-(-cols // _COLUMNS) - 1).bit_length(), _MAX_LANES)
 
-    lanes: int
-    threads: int
-    blocks: int
 
-    @classmethod
-    def of(cls, rows: int, cols: int) -> _RowGrid:
-        if cols > _MAX_COLUMNS:
-            raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {_MAX_COLUMNS}")
-        lanes = min(1 << (-(-cols // _COLUMNS) - 1).bit_length(), _MAX_LANES)
-        threads = max(lanes, _MIN_THREADS)
-        return cls(lanes, threads, min(-(-rows * lanes // threads), _MAX_BLOCKS))
+def _row_grid(rows: int, lanes: int) -> tuple[int, int]:
+    """Blocks, and threads of a block."""
+    threads = max(lanes, _MIN_THREADS)
+    return min(-(-rows * lanes // threads), _MAX_BLOCKS), threads
 
 
 class _CurvatureGradient:
@@ -198,12 +133,12 @@ class _CurvatureGradient:
         self.partials = None if total is None else total.new_empty(blocks, dtype=torch.float32)
 
     @property
-    def address(self) -> int | None:
+    def address(self) -> int:
         return _address(self.partials)
 
     def finish(self) -> None:
         if self.total is not None and self.partials is not None:
-            arguments = _SumArgs(self.partials.data_ptr(), self.total.data_ptr(), self.partials.numel())
+            arguments = _SUM_ARGS.pack(self.partials.data_ptr(), self.total.data_ptr(), self.partials.numel())
             launch("sum_partials", (1, 1), _MAX_LANES, arguments, self.total.device)
 
 
@@ -221,107 +156,146 @@ class _RowOp:
     takes_rows: bool = False
     has_option: bool = False
 
-    @property
-    def inputs(self) -> int:
-        return self.vectors + self.takes_rows
+    @functools.cached_property
+    def _forward_kernel(self) -> str:
+        return f"rows<{self.flavour}::Forward>"
+
+    @functools.cached_property
+    def _backward_kernel(self) -> str:
+        return f"rows<{self.flavour}::Backward>"
 
     def forward(self, *args: Any) -> None:
-        inputs, (curvature, *options, out) = args[: self.inputs], args[self.inputs :]
+        first = int(self.takes_rows)
+        after = first + self.vectors
+        out = args[-1]
         self._launch(
-            "Forward",
-            inputs[self.takes_rows :],
-            [out] if self.gives_vector else [],
-            row_in=inputs[0] if self.takes_rows else None,
+            self._forward_kernel,
+            args[first:after],
+            (out,) if self.gives_vector else (),
+            row_in=args[0] if self.takes_rows else None,
             row_out=None if self.gives_vector else out,
-            curvature=curvature,
-            options=options,
+            curvature=args[after],
+            option=args[after + 1] if self.has_option else 0.0,
             curvature_grad=None,
         )
 
     def backward(self, grad: Tensor, *args: Any) -> None:
-        inputs, rest = args[: self.inputs], args[self.inputs :]
-        curvature, options, outputs = rest[0], rest[1 : 1 + self.has_option], rest[1 + self.has_option :]
-        *input_grads, curvature_grad = outputs
-        vectors = inputs[self.takes_rows :]
+        first = int(self.takes_rows)
+        after = first + self.vectors
+        outputs = args[after + 1 + self.has_option :]
         self._launch(
-            "Backward",
-            (grad, *vectors) if self.gives_vector else vectors,
-            input_grads[self.takes_rows :],
-            row_in=(inputs[0] if self.takes_rows else None) if self.gives_vector else grad,
-            row_out=input_grads[0] if self.takes_rows else None,
-            curvature=curvature,
-            options=options,
-            curvature_grad=curvature_grad,
+            self._backward_kernel,
+            (grad, *args[first:after]) if self.gives_vector else args[first:after],
+            outputs[first:-1],
+            row_in=(args[0] if self.takes_rows else None) if self.gives_vector else grad,
+            row_out=outputs[0] if self.takes_rows else None,
+            curvature=args[after],
+            option=args[after + 1] if self.has_option else 0.0,
+            curvature_grad=outputs[-1],
         )
 
+    @staticmethod
     def _launch(
-        self,
-        direction: str,
+        kernel: str,
         vectors: Sequence[Tensor],
         outputs: Sequence[Tensor | None],
         *,
         row_in: Tensor | None,
         row_out: Tensor | None,
         curvature: float | Tensor,
-        options: Sequence[float],
+        option: float,
         curvature_grad: Tensor | None,
     ) -> None:
-        inputs = [_flat(x, 1) for x in vectors]
-        lead = inputs[0]
-        rows, cols = lead.shape
-        grid = _RowGrid.of(rows, cols)
-        total = _CurvatureGradient(curvature_grad, grid.blocks)
-        args = _RowArgs(
-            rows=rows,
-            cols=cols,
-            curvature=_scalar(curvature),
-            curvature_partials=total.address,
-            option=options[0] if options else 0.0,
-            lanes=grid.lanes,
-            dtype=_DTYPES[lead.dtype],
-            vectors=_in_vectors(*inputs, *outputs),
+        lead = vectors[0]
+        cols, device, dtype = lead.shape[-1], lead.device, lead.dtype
+        rows, lanes = lead.numel() // cols, _lanes(cols)
+        blocks, threads = _row_grid(rows, lanes)
+        inputs, strides = zip(*map(_rows, vectors), strict=True)  # the copies live until the launch
+        pointers = [x.data_ptr() for x in inputs]
+        targets = [_address(out) for out in outputs]
+        in_vectors = _in_vectors(dtype.itemsize, cols, strides, (*pointers, *targets))
+        numbers, numbers_stride = (None, 0) if row_in is None else _numbers(row_in)
+        row_dtype = dtype if row_in is None else row_in.dtype
+        total = _CurvatureGradient(curvature_grad, blocks)
+        arguments = _ROW_ARGS.pack(
+            *pointers,
+            *(0,) * (4 - len(pointers)),
+            *strides,
+            *(0,) * (4 - len(pointers)),
+            *targets,
+            *(0,) * (3 - len(targets)),
+            _address(numbers),
+            numbers_stride,
+            _address(row_out),
+            total.address,
+            rows,
+            *_scalar(curvature),
+            option,
+            cols,
+            lanes,
+            _DTYPES[dtype],
+            _DTYPES[row_dtype],
+            in_vectors,
         )
-        for i, x in enumerate(inputs):
-            args.inputs[i], args.input_strides[i] = x.data_ptr(), x.stride(0)
-        for i, out in enumerate(outputs):
-            args.out[i] = _address(out)
-        if row_in is not None:
-            row_in = _flat(row_in, 0)
-            args.row_in, args.row_in_stride, args.row_dtype = row_in.data_ptr(), row_in.stride(0), _DTYPES[row_in.dtype]
-        if row_out is not None:
-            args.row_out, args.row_dtype = row_out.data_ptr(), _DTYPES[row_out.dtype]
-        launch(f"rows<{self.flavour}::{direction}>", (grid.blocks, 1), grid.threads, args, lead.device)
+        launch(kernel, (blocks, 1), threads, arguments, device)
         total.finish()
 
 
 # ---- Centroid --------------------------------------------------------------------------------------------------------
 
 
-def _centroid_args(x: Tensor, weights: Tensor, curvature: float | Tensor, *vectors: Tensor | None) -> _CentroidArgs:
-    sets, members, cols = x.shape
-    return _CentroidArgs(
-        x=x.data_ptr(),
-        x_set_stride=x.stride(0),
-        x_member_stride=x.stride(1),
-        weights=weights.data_ptr(),
-        weight_set_stride=weights.stride(0),
-        weight_member_stride=weights.stride(1),
-        sets=sets,
-        members=members,
-        cols=cols,
-        curvature=_scalar(curvature),
-        lanes=_RowGrid.of(sets, cols).lanes,
-        dtype=_DTYPES[x.dtype],
-        vectors=_in_vectors(x, *vectors),
+def _centroid(
+    kernel: str,
+    x: Tensor,
+    weights: Tensor,
+    curvature: float | Tensor,
+    *,
+    grad: Tensor | None = None,
+    out: Tensor | None = None,
+    x_grad: Tensor | None = None,
+    weights_grad: Tensor | None = None,
+    curvature_grad: Tensor | None = None,
+) -> None:
+    members, cols = x.shape[-2:]
+    sets, lanes = x.numel() // (members * cols), _lanes(cols)
+    blocks, threads = _row_grid(sets, lanes)
+    x, x_set_stride, x_member_stride = _sets(x, 2)
+    weights, weight_set_stride, weight_member_stride = _sets(weights, 1)
+    grads, grad_stride = (None, 0) if grad is None else _rows(grad)
+    chunk = lanes * _COLUMNS
+    scratch = None
+    if grad is not None and cols > chunk:
+        scratch = torch.empty(sets * -(-cols // chunk) * chunk, dtype=torch.float32, device=x.device)
+    total = _CurvatureGradient(curvature_grad, blocks)
+    addresses = (x.data_ptr(), _address(grads), _address(out), _address(x_grad))
+    arguments = _CENTROID_ARGS.pack(
+        x.data_ptr(),
+        x_set_stride,
+        x_member_stride,
+        weights.data_ptr(),
+        weight_set_stride,
+        weight_member_stride,
+        _address(grads),
+        grad_stride,
+        _address(out),
+        _address(x_grad),
+        _address(weights_grad),
+        total.address,
+        _address(scratch),
+        sets,
+        members,
+        *_scalar(curvature),
+        cols,
+        lanes,
+        _DTYPES[x.dtype],
+        _in_vectors(x.dtype.itemsize, cols, (x_set_stride, x_member_stride, grad_stride), addresses),
     )
+    launch(kernel, (blocks, 1), threads, arguments, x.device)
+    total.finish()
 
 
 def _lorentz_centroid(x: Tensor, weights: Tensor, curvature: float | Tensor, out: Tensor) -> None:
-    x, weights = _flat(x, 2), _flat(weights[..., None], 2)[..., 0]
-    args = _centroid_args(x, weights, curvature, out)
-    args.out = out.data_ptr()
-    grid = _RowGrid.of(x.shape[0], x.shape[2])
-    launch("centroid", (grid.blocks, 1), grid.threads, args, x.device)
+    _centroid("centroid", x, weights, curvature, out=out)
 
 
 def _lorentz_centroid_backward(
@@ -333,28 +307,25 @@ def _lorentz_centroid_backward(
     weights_grad: Tensor | None,
     curvature_grad: Tensor | None,
 ) -> None:
-    x, weights, grad = _flat(x, 2), _flat(weights[..., None], 2)[..., 0], _flat(grad, 1)
-    sets, _, cols = x.shape
-    grid = _RowGrid.of(sets, cols)
-    total = _CurvatureGradient(curvature_grad, grid.blocks)
-    args = _centroid_args(x, weights, curvature, grad, x_grad)
-    args.grad, args.grad_stride = grad.data_ptr(), grad.stride(0)
-    args.x_to, args.weights_to = _address(x_grad), _address(weights_grad)
-    args.curvature_partials = total.address
-    chunk = grid.lanes * _COLUMNS
-    scratch = None
-    if cols > chunk:
-        scratch = torch.empty(sets * -(-cols // chunk) * chunk, dtype=torch.float32, device=x.device)
-        args.scratch = scratch.data_ptr()
-    launch("centroid_backward", (grid.blocks, 1), grid.threads, args, x.device)
-    total.finish()
+    _centroid(
+        "centroid_backward",
+        x,
+        weights,
+        curvature,
+        grad=grad,
+        x_grad=x_grad,
+        weights_grad=weights_grad,
+        curvature_grad=curvature_grad,
+    )
 
 
 # ---- All pairs -------------------------------------------------------------------------------------------------------
 
 
-def _matrix(x: Tensor) -> _Matrix:
-    return _Matrix(x.data_ptr(), *x.shape, x.stride(0), _DTYPES[x.dtype], _in_vectors(x))
+def _matrix(x: Tensor, stride: int) -> tuple[int, int, int, int, int, bool]:
+    rows, cols = x.shape
+    address, dtype = x.data_ptr(), x.dtype
+    return address, rows, cols, stride, _DTYPES[dtype], _in_vectors(dtype.itemsize, cols, (stride,), (address,))
 
 
 def _tiles(n: int) -> int:
@@ -368,10 +339,12 @@ class _PairwiseOp:
     functor: str
 
     def forward(self, x: Tensor, y: Tensor, curvature: float | Tensor, out: Tensor) -> None:
-        x, y = _flat(x, 1), _flat(y, 1)
-        args = _PairwiseArgs(x=_matrix(x), y=_matrix(y), out=out.data_ptr(), curvature=_scalar(curvature))
+        (x, x_stride), (y, y_stride) = _rows(x), _rows(y)
+        arguments = _PAIRWISE_ARGS.pack(
+            *_matrix(x, x_stride), *_matrix(y, y_stride), out.data_ptr(), 0, 0, 0, 0, 0, 0, *_scalar(curvature)
+        )
         grid = _tiles(y.shape[0]), _tiles(x.shape[0])
-        launch(f"pairwise<{self.functor}>", grid, _TILE_THREADS, args, x.device)
+        launch(f"pairwise<{self.functor}>", grid, _TILE_THREADS, arguments, x.device)
 
     def backward(
         self,
@@ -383,7 +356,7 @@ class _PairwiseOp:
         y_grad: Tensor | None,
         curvature_grad: Tensor | None,
     ) -> None:
-        x, y = _flat(x, 1), _flat(y, 1)
+        (x, x_stride), (y, y_stride) = _rows(x), _rows(y)
         rows, cols = x.shape[0], y.shape[0]
         tiles = _tiles(cols), _tiles(rows)
 
@@ -393,38 +366,38 @@ class _PairwiseOp:
         weights = workspace(rows, cols)
         row_partials, col_partials = workspace(2 * tiles[0], rows), workspace(tiles[1], cols)
         total = _CurvatureGradient(curvature_grad, tiles[0] * tiles[1])
-        args = _PairwiseArgs(
-            x=_matrix(x),
-            y=_matrix(y),
-            out=weights.data_ptr(),
-            grad=grad.data_ptr(),
-            grad_row_stride=grad.stride(0),
-            grad_col_stride=grad.stride(1),
-            row_partials=row_partials.data_ptr(),
-            col_partials=col_partials.data_ptr(),
-            curvature_partials=total.address,
-            curvature=_scalar(curvature),
+        of_x, of_y = _matrix(x, x_stride), _matrix(y, y_stride)
+        arguments = _PAIRWISE_ARGS.pack(
+            *of_x,
+            *of_y,
+            weights.data_ptr(),
+            grad.data_ptr(),
+            *grad.stride(),
+            row_partials.data_ptr(),
+            col_partials.data_ptr(),
+            total.address,
+            *_scalar(curvature),
         )
-        launch(f"pairwise_weights<{self.functor}>", tiles, _TILE_THREADS, args, x.device)
+        launch(f"pairwise_weights<{self.functor}>", tiles, _TILE_THREADS, arguments, x.device)
         total.finish()
         if x_grad is not None:
-            _product(x, y, weights, row_partials, x_grad)
+            _product(of_x, of_y, weights, row_partials, x_grad)
         if y_grad is not None:
-            _product(y, x, weights.T, col_partials, y_grad)
+            _product(of_y, of_x, weights.T, col_partials, y_grad)
 
 
-def _product(to: Tensor, other: Tensor, weights: Tensor, partials: Tensor, out: Tensor) -> None:
-    args = _ProductArgs(
-        self=_matrix(to),
-        other=_matrix(other),
-        weights=weights.data_ptr(),
-        self_stride=weights.stride(0),
-        other_stride=weights.stride(1),
-        partials=partials.data_ptr(),
-        partial_count=partials.shape[0],
-        out=out.data_ptr(),
+def _product(to: Sequence[int], other: Sequence[int], weights: Tensor, partials: Tensor, out: Tensor) -> None:
+    arguments = _PRODUCT_ARGS.pack(
+        *to,
+        *other,
+        weights.data_ptr(),
+        *weights.stride(),
+        partials.data_ptr(),
+        partials.shape[0],
+        out.data_ptr(),
     )
-    launch("pairwise_product", (_tiles(to.shape[1]), _tiles(to.shape[0])), _TILE_THREADS, args, to.device)
+    rows, cols = out.shape
+    launch("pairwise_product", (_tiles(cols), _tiles(rows)), _TILE_THREADS, arguments, out.device)
 
 
 # ---- The table -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ NVRTC_OPTIONS = ("-std=c++17", "-default-device")  # the latter: constexpr funct
 
 class Launcher(Protocol):
     def __call__(
-        self, kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+        self, kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device
     ) -> None: ...
 
 
@@ -45,10 +45,10 @@ class BuiltLauncher:
         self._launch = importlib.import_module("mmkern._cuda").launch
 
     def __call__(
-        self, kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+        self, kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device
     ) -> None:
         with _current_stream(device) as stream:
-            self._launch(kernel, *grid, threads, 0, stream, bytes(arguments))
+            self._launch(kernel, *grid, threads, 0, stream, arguments)
 
 
 class RuntimeLauncher:
@@ -60,9 +60,10 @@ class RuntimeLauncher:
         self._compiled = functools.cache(self._compile)
 
     def __call__(
-        self, kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device
+        self, kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device
     ) -> None:
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        struct = ctypes.create_string_buffer(arguments, len(arguments))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         with _current_stream(device) as stream:
             function = self._compiled(kernel).kernel.ptr
             self._driver.launchKernel(function, *grid, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
@@ -125,6 +126,6 @@ def _default_launcher() -> Launcher:
             raise RuntimeError(f"no CUDA kernels: {not_built}; {no_cupy}") from no_cupy
 
 
-def launch(kernel: str, grid: tuple[int, int], threads: int, arguments: ctypes.Structure, device: torch.device) -> None:
+def launch(kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device) -> None:
     """Run ``kernel`` on torch's current stream of ``device``; ``arguments`` is copied before this returns."""
     (_replacement or _default_launcher())(kernel, grid, threads, arguments, device)

@@ -69,7 +69,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Case:
-    """One op on one shape in one mode. Its scalars are 0-d tensors, and learned where a gradient is taken."""
+    """One op on one shape in one mode.
+
+    Its scalars are 0-d tensors, and learned where a gradient is taken; in the call modes floats, as the 2 of ``x * 2``.
+    """
 
     family: Family
     op: str
@@ -110,9 +113,10 @@ class Case:
         made = self.family.arguments(self.op, self.shape, generator)
         return [self._ready(value) if isinstance(value, Tensor) else value for value in made]
 
-    def _ready(self, value: Tensor) -> Tensor:
-        value = value if value.dim() == 0 else value.to(self.dtype)
-        return value.requires_grad_(self.needs_grad)
+    def _ready(self, value: Tensor) -> Tensor | float:
+        if value.dim() == 0:
+            return float(value) if self.mode.startswith("call") else value.requires_grad_(self.needs_grad)
+        return value.to(self.dtype).requires_grad_(self.needs_grad)
 
     def flops(self) -> float:
         """Additions and multiplications that the problem takes; per-row transcendentals are not counted."""

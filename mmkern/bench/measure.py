@@ -16,7 +16,7 @@ from mmkern.explain import explain
 
 from . import metrics
 from .case import Case, traffic
-from .sides import Thunk, build_sides, compare, hold_to_contract, yardstick
+from .sides import Thunk, build_sides, check, yardstick
 
 WARMUPS = 12  # fewer measure page faults
 FEWEST_ROUNDS, MOST_ROUNDS = 11, 400
@@ -67,17 +67,14 @@ class Measurement:
 
 def measure(case: Case, plan: Plan, stage: Stage = lambda text: None) -> Measurement:
     """Check a case and time its sides. ``stage`` hears what goes on. Raises where a result is wrong."""
-    sides = build_sides(case, plan.rivals)
-    args = sides["mmkern"].args
     before = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
     try:
+        sides = build_sides(case, plan.rivals)
+        args = sides["mmkern"].args
         if plan.check:
-            stage("checking")
-            results = hold_to_contract(case, sides["mmkern"])  # on every core; the result does not depend on it
-            stage("compiling" if "compile" in sides else "comparing")
-            torch.set_num_threads(case.threads)
-            compare(case, sides, results)
-        torch.set_num_threads(case.threads)
+            stage("compiling and checking" if "compile" in sides else "checking")
+            check(case, sides)
         stage("timing")
         timed = {name: side.timed(case) for name, side in sides.items()}
         samples = interleave(timed | {case.yardstick: yardstick(case, args)}, plan.seconds)

@@ -1,8 +1,9 @@
 // Runs CUDA blocks on the host: one fiber a thread, one block after another.
 //
 // A thread runs until it has to wait for others: at a barrier, a shuffle, a vote, an mma. The last to arrive computes
-// the result for all of them. When nobody can run and somebody waits, the kernel would hang on a device: launch() throws
-// and says who waits where. Nothing may depend on the order in which threads and blocks run, so the order is a setting.
+// the result for all of them. When nobody can run and somebody waits, the kernel would hang on a device: launch()
+// throws and says who waits where. Nothing may depend on the order in which threads and blocks run, so the order is a
+// setting; whichever thread comes first in it is driven as far as it can go, as a device drives a warp.
 #pragma once
 
 #include <link.h>
@@ -43,8 +44,8 @@ struct Meeting {
   Scope scope;
   const char* op;
   unsigned mask;
-  int argument;   // width, immediate: all must bring the same
-  size_t size;    // of what they exchange
+  int argument;  // width, immediate: all must bring the same
+  size_t size;   // of what they exchange
   Site site;
 
   bool operator==(const Meeting& o) const {
@@ -97,6 +98,7 @@ struct Thread {
   Fiber fiber;
   State state;
   unsigned number;  // in the block
+  unsigned rank;    // in the order
   Index index;
   const Meeting* meeting;
   const void* in;
@@ -104,6 +106,22 @@ struct Thread {
   AsyncCopies copies;
 
   unsigned lane() const { return number % 32; }
+};
+
+// The threads that can run, by their rank in the order; the first is found in a few instructions.
+class ReadySet {
+ public:
+  void clear() { memset(words_, 0, sizeof words_); }
+  void add(unsigned rank) { words_[rank / 64] |= uint64_t(1) << (rank % 64); }
+  void remove(unsigned rank) { words_[rank / 64] &= ~(uint64_t(1) << (rank % 64)); }
+  int first() const {
+    for (int w = 0; w < 16; ++w)
+      if (words_[w]) return 64 * w + __builtin_ctzll(words_[w]);
+    return -1;
+  }
+
+ private:
+  uint64_t words_[16];
 };
 
 struct Launch {
@@ -177,18 +195,23 @@ class Machine {
   template <class In, class Out, class Compute>
   Out meet(const Meeting& m, const In& in, Compute compute) {
     Thread& me = *running;
-    if (m.scope == Meeting::warp && !(m.mask >> me.lane() & 1)) fail(std::string(m.op) + " without its own lane in the mask", m.site);
+    if (m.scope == Meeting::warp && !(m.mask >> me.lane() & 1))
+      fail(std::string(m.op) + " without its own lane in the mask", m.site);
     Out out{};
     me.meeting = &m;
     me.in = &in;
     me.out = &out;
     me.state = Thread::waiting;
+    ready_.remove(me.rank);
     unsigned& arrived = m.scope == Meeting::warp ? waiting_in_warp_[me.number / 32] : waiting_in_block_;
     ++arrived;
     if (arrived >= expected(m) && all_met(m)) {
       std::vector<Thread*>& who = participants(m);
       compute(who);
-      for (Thread* t : who) t->state = Thread::ready;
+      for (Thread* t : who) {
+        t->state = Thread::ready;
+        ready_.add(t->rank);
+      }
       arrived -= unsigned(who.size());
     } else {
       Fiber::swap(me.fiber, host_);
@@ -199,6 +222,7 @@ class Machine {
   void exit_thread() {
     if (running->copies.pending()) fail("exits with copies by cp.async under way", {"kernel", 0});
     running->state = Thread::exited;
+    ready_.remove(running->rank);
     Fiber::swap(running->fiber, host_);
     __builtin_unreachable();
   }
@@ -216,6 +240,8 @@ class Machine {
 
   std::function<void()> kernel_;
   std::vector<std::unique_ptr<Thread>> threads_;
+  std::vector<Thread*> by_rank_;
+  ReadySet ready_;
   std::vector<Thread*> participants_;
   std::unique_ptr<char, Free> shared_;
   SharedSegment static_shared_;
@@ -246,25 +272,24 @@ class Machine {
     memset(static_shared_.begin, 0xff, static_shared_.bytes);
     waiting_in_block_ = 0;
     memset(waiting_in_warp_, 0, sizeof waiting_in_warp_);
-    for (unsigned i = 0; i < threads; ++i) {
+    ready_.clear();
+    by_rank_.clear();
+    for (unsigned i : ordered(threads)) {
       Thread& t = *threads_[i];
       const Index& size = launch.block;
       t.number = i;
+      t.rank = unsigned(by_rank_.size());
       t.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
       t.state = Thread::ready;
       t.copies.clear();
       t.fiber.start(entry);
+      by_rank_.push_back(&t);
+      ready_.add(t.rank);
     }
-    for (bool moved = true; moved;) {
-      moved = false;
-      for (unsigned i : ordered(threads)) {
-        Thread& t = *threads_[i];
-        if (t.state != Thread::ready) continue;
-        moved = true;
-        running = &t;
-        Fiber::swap(host_, t.fiber);
-        if (!error_.empty()) throw std::runtime_error(std::exchange(error_, "") + " (block " + text(block_index) + ")");
-      }
+    for (int rank; (rank = ready_.first()) >= 0;) {
+      running = by_rank_[size_t(rank)];
+      Fiber::swap(host_, running->fiber);
+      if (!error_.empty()) throw std::runtime_error(std::exchange(error_, "") + " (block " + text(block_index) + ")");
     }
     if (std::any_of(threads_.begin(), threads_.begin() + threads, [](auto& t) { return t->state != Thread::exited; }))
       throw std::runtime_error("deadlock in block " + text(block_index) + "\n" + who_waits(threads));

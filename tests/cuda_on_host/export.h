@@ -35,10 +35,10 @@ inline const HostKernel& find(const char* name) {
 }  // namespace cuda_on_host
 
 #define CUDA_ON_HOST_ENTRY(...) cuda_on_host::kernel(#__VA_ARGS__, __VA_ARGS__),
-#define EXPORT_KERNELS(LIST)                                     \
-  const std::vector<cuda_on_host::HostKernel>& cuda_on_host::kernels() { \
-    static const std::vector<HostKernel> all = {LIST(CUDA_ON_HOST_ENTRY)}; \
-    return all;                                                  \
+#define EXPORT_KERNELS(LIST)                                                                                           \
+  const std::vector<cuda_on_host::HostKernel>& cuda_on_host::kernels() {                                               \
+    static const std::vector<HostKernel> all = {LIST(CUDA_ON_HOST_ENTRY)};                                             \
+    return all;                                                                                                        \
   }
 
 extern "C" {
@@ -65,7 +65,8 @@ const char* cuda_on_host_launch(const char* name, unsigned grid_x, unsigned grid
   try {
     const auto& kernel = cuda_on_host::find(name);
     if (argument_bytes != kernel.argument_bytes)
-      throw std::runtime_error("takes " + std::to_string(kernel.argument_bytes) + " bytes, got " + std::to_string(argument_bytes));
+      throw std::runtime_error("takes " + std::to_string(kernel.argument_bytes) + " bytes, got " +
+                               std::to_string(argument_bytes));
     cuda_on_host::launch({{grid_x, grid_y, 1}, {threads, 1, 1}, shared_bytes}, [&] { kernel.call(args); });
     return nullptr;
   } catch (const std::exception& e) {

@@ -36,9 +36,10 @@ def _flags(sanitize: bool) -> tuple[str, ...]:
         "-ffp-contract=fast",
         "-g1",
         "-fPIC",
+        "-fno-gnu-unique",  # two libraries in one process keep their statics apart
         "-shared",
         *(("-mfma", "-mavx2") if fma else ()),
-        *(("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all") if sanitize else ("-O2",)),
+        *(("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all") if sanitize else ("-O2",)),
     )
 
 
@@ -66,7 +67,7 @@ def build(source: str, sanitize: bool = False) -> Path:
     if not library.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         for old in BUILD.glob(f"{library.name.rsplit('-', 1)[0]}-????????????????.so"):
-            old.unlink()
+            old.unlink(missing_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
         command = ["g++", *flags, "-include", str(HERE / "shim.h"), str(HERE / source), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -92,20 +93,19 @@ class HostLauncher:
         kernel: str,
         grid: tuple[int, int],
         threads: int,
-        arguments: ctypes.Structure,
+        arguments: bytes,
         device: torch.device,
         shared_bytes: int = 0,
     ) -> None:
         assert device.type == "cpu", "the host runs kernels on CPU tensors"
         self.launched.add(kernel)
-        size = ctypes.sizeof(arguments)
         error = self._library.cuda_on_host_launch(
             kernel.encode(),
             *grid,
             threads,
             ctypes.c_size_t(shared_bytes),
-            ctypes.byref(arguments),
-            ctypes.c_size_t(size),
+            arguments,
+            ctypes.c_size_t(len(arguments)),
         )
         if error:
             raise RuntimeError(error.decode())

@@ -27,14 +27,17 @@ inline Bits float_to_half(float x) {
   return bits;
 }
 
-inline Bits half_of(const unsigned* registers, int element) { return Bits(registers[element / 2] >> (16 * (element & 1))); }
+inline Bits half_of(const unsigned* registers, int element) {
+  return Bits(registers[element / 2] >> (16 * (element & 1)));
+}
 
 struct Fragment {
   unsigned r[4];
 };
 
 inline Fragment load_matrices(const char* op, const void* row, bool transposed, Site site) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) machine().fail(std::string(op) + " from an address that is not a multiple of 16", site);
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    machine().fail(std::string(op) + " from an address that is not a multiple of 16", site);
   const Meeting all{Meeting::warp, op, ~0u, 0, sizeof row, site};
   return machine().meet<const void*, Fragment>(all, row, [transposed](std::vector<Thread*>& who) {
     Bits matrix[4][8][8];

@@ -12,7 +12,17 @@ struct Args {
   const void* b;
 };
 
-enum class Bug { none, lost_barrier, early_exit, missing_lane, divergent_barrier, wrong_wait, no_wait, stale_shared, lane_outside };
+enum class Bug {
+  none,
+  lost_barrier,
+  early_exit,
+  missing_lane,
+  divergent_barrier,
+  wrong_wait,
+  no_wait,
+  stale_shared,
+  lane_outside
+};
 
 // out[i] = in[n - 1 - i] + its neighbour, through shared memory.
 template <Bug bug>
@@ -107,7 +117,8 @@ __global__ void intrinsics(const Args a) {
   out[64] = float(__shfl_up_sync(kAllLanes, lane, 3));
   out[96] = float(__shfl_down_sync(kAllLanes, lane, 3, 8));
   out[128] = float(__shfl_sync(kAllLanes, lane, lane + 1, 4));
-  out[160] = float(__syncthreads_count(lane < 5) + 100 * __syncthreads_or(lane == 31) + 200 * __syncthreads_and(lane == 31));
+  out[160] =
+      float(__syncthreads_count(lane < 5) + 100 * __syncthreads_or(lane == 31) + 200 * __syncthreads_and(lane == 31));
 }
 
 // out = in rounded to 16 bits and back.
@@ -125,26 +136,26 @@ __global__ void out_of_bounds(const Args) {
   shared[threadIdx.x + 1] = 0;
 }
 
-#define KERNELS(KERNEL)                                \
-  KERNEL(reverse<Bug::none>)                           \
-  KERNEL(reverse<Bug::lost_barrier>)                   \
-  KERNEL(reverse<Bug::early_exit>)                     \
-  KERNEL(reverse<Bug::divergent_barrier>)              \
-  KERNEL(warp_sum<Bug::none>)                          \
-  KERNEL(warp_sum<Bug::missing_lane>)                  \
-  KERNEL(warp_sum<Bug::early_exit>)                    \
-  KERNEL(warp_sum<Bug::lane_outside>)                  \
-  KERNEL(pipeline<Bug::none>)                          \
-  KERNEL(pipeline<Bug::wrong_wait>)                    \
-  KERNEL(pipeline<Bug::no_wait>)                       \
-  KERNEL(shared_once<Bug::none>)                       \
-  KERNEL(shared_once<Bug::stale_shared>)               \
-  KERNEL(matrix_product<Bug::none, true>)              \
-  KERNEL(matrix_product<Bug::none, false>)             \
-  KERNEL(matrix_product<Bug::early_exit, true>)        \
-  KERNEL(intrinsics)                                   \
-  KERNEL(round_trip<kBfloat16>)                        \
-  KERNEL(round_trip<kFloat16>)                         \
+#define KERNELS(KERNEL)                                                                                                \
+  KERNEL(reverse<Bug::none>)                                                                                           \
+  KERNEL(reverse<Bug::lost_barrier>)                                                                                   \
+  KERNEL(reverse<Bug::early_exit>)                                                                                     \
+  KERNEL(reverse<Bug::divergent_barrier>)                                                                              \
+  KERNEL(warp_sum<Bug::none>)                                                                                          \
+  KERNEL(warp_sum<Bug::missing_lane>)                                                                                  \
+  KERNEL(warp_sum<Bug::early_exit>)                                                                                    \
+  KERNEL(warp_sum<Bug::lane_outside>)                                                                                  \
+  KERNEL(pipeline<Bug::none>)                                                                                          \
+  KERNEL(pipeline<Bug::wrong_wait>)                                                                                    \
+  KERNEL(pipeline<Bug::no_wait>)                                                                                       \
+  KERNEL(shared_once<Bug::none>)                                                                                       \
+  KERNEL(shared_once<Bug::stale_shared>)                                                                               \
+  KERNEL(matrix_product<Bug::none, true>)                                                                              \
+  KERNEL(matrix_product<Bug::none, false>)                                                                             \
+  KERNEL(matrix_product<Bug::early_exit, true>)                                                                        \
+  KERNEL(intrinsics)                                                                                                   \
+  KERNEL(round_trip<kBfloat16>)                                                                                        \
+  KERNEL(round_trip<kFloat16>)                                                                                         \
   KERNEL(out_of_bounds)
 
 EXPORT_KERNELS(KERNELS)
