@@ -14,10 +14,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m mmkern demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-matrix: $(VENV)/.test
 	$(BIN)/python tools/test_matrix.py

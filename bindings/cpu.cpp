@@ -1,17 +1,18 @@
 // mmkern._C: the CPU kernels, at the best ISA level of this machine.
 //
 // A family adds its table to kFamilies; each entry becomes a function `name(*parameters, threads)` that returns None,
-// or raises ValueError where an argument does not fit its signature.
+// or raises ValueError where an argument does not fit its signature. direct(name, ...) makes the short way to it.
 
 #include <pybind11/pybind11.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "../csrc/call.h"
+#include "direct.h"
 #include "signature.h"
 
 namespace mmkern {
@@ -60,9 +61,9 @@ const Level& choose_level() {
     if (!wanted || !std::strcmp(wanted, level.name)) best = &level;
   }
   if (best) return *best;
-  throw pybind11::import_error(wanted ? std::string("MMKERN_CPU_ISA=") + wanted +
-                                            " was not built or does not run on this CPU; built: " + names
-                                      : "this CPU runs none of the levels built: " + names);
+  throw py::import_error(wanted ? std::string("MMKERN_CPU_ISA=") + wanted +
+                                      " was not built or does not run on this CPU; built: " + names
+                                : "this CPU runs none of the levels built: " + names);
 }
 
 struct BoundKernel {
@@ -72,60 +73,62 @@ struct BoundKernel {
   PyMethodDef method;
 };
 
-constexpr int64_t kReleaseGilAbove = 1 << 14;  // elements; a release and its reacquisition cost about 0.1 us
-
-int64_t elements(const Call& call) {
-  int64_t most = 0;
-  for (const View& view : call.tensors) {
-    int64_t n = view ? 1 : 0;
-    for (int i = 0; i < view.rank; ++i) n *= view.sizes[i];
-    most = n > most ? n : most;
-  }
-  return most;
-}
-
 PyObject* invoke(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   const auto* bound = static_cast<BoundKernel*>(PyCapsule_GetPointer(self, nullptr));
-  try {
-    if (size_t(count) != bound->signature.size() + 1)
-      throw BadArgument{"takes " + std::to_string(bound->signature.size() + 1) + " arguments, got " +
-                        std::to_string(count)};
+  return guarded(bound->name, [&] {
+    const size_t parameters = bound->signature.size();
+    if (size_t(count) != parameters + 1)
+      throw BadArgument{"takes " + std::to_string(parameters + 1) + " arguments, got " + std::to_string(count)};
     Call call;
-    bound->signature.read(args, call);
+    bound->signature.read(args, parameters, call);
     call.threads = int(PyLong_AsLong(args[count - 1]));
-    if (PyErr_Occurred()) return nullptr;
-    if (elements(call) > kReleaseGilAbove) {
-      pybind11::gil_scoped_release release;
-      bound->kernel(call);
-    } else {
-      bound->kernel(call);
-    }
-  } catch (const BadArgument& bad) {
-    PyErr_SetString(PyExc_ValueError, (bound->name + ": " + bad.what).c_str());
-    return nullptr;
-  } catch (pybind11::error_already_set& error) {
-    error.restore();
-    return nullptr;
-  }
-  Py_RETURN_NONE;
+    if (PyErr_Occurred()) throw py::error_already_set();
+    run(bound->kernel, call);
+    return py::object(py::none());
+  });
 }
 
-void bind_kernel(pybind11::module_& module, const KernelEntry& entry) {
-  // Functions of a module live as long as the process.
+struct DirectFunction {
+  std::string name;
+  Direct direct;
+  PyMethodDef method;
+};
+
+PyObject* invoke_directly(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  const auto* function = static_cast<DirectFunction*>(PyCapsule_GetPointer(self, nullptr));
+  return guarded(function->name, [&] { return function->direct(args, count); });
+}
+
+// Bound functions, and those made of them, live as long as the process.
+template <class Bound>
+py::object function(Bound* bound, PyObject* (*body)(PyObject*, PyObject* const*, Py_ssize_t), const char* doc) {
+  bound->method = {bound->name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(body)),
+                   METH_FASTCALL, doc};
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&bound->method, py::capsule(bound).ptr()));
+}
+
+std::map<std::string, BoundKernel*> bound_kernels;
+
+void bind_kernel(py::module_& module, const KernelEntry& entry) {
   auto* bound = new BoundKernel{entry.name,
                                 std::string(entry.name) + "(" + entry.parameters + ", threads)",
                                 Signature(entry.parameters),
                                 entry.kernel,
                                 {}};
-  bound->method = {bound->name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&invoke)),
-                   METH_FASTCALL, bound->doc.c_str()};
-  const pybind11::capsule self(bound);
-  module.attr(entry.name) = pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&bound->method, self.ptr()));
+  bound_kernels[entry.name] = bound;
+  module.attr(entry.name) = function(bound, &invoke, bound->doc.c_str());
+}
+
+py::object make_direct(const std::string& name, const py::object& settings, const py::object& empty,
+                       const py::object& record, const py::object& op) {
+  const BoundKernel& kernel = *bound_kernels.at(name);
+  return function(new DirectFunction{name, Direct(kernel.signature, kernel.kernel, settings, empty, record, op), {}},
+                  &invoke_directly, "The output, or NotImplemented where the call must go the long way.");
 }
 
 }  // namespace
 
-void bind_memory(pybind11::module_& module);
+void bind_memory(py::module_& module);
 
 }  // namespace mmkern
 
@@ -134,9 +137,12 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of mmkern; called through mmkern.ops.";
   const Level& level = choose_level();
   module.attr("isa") = level.name;
-  pybind11::list built;
+  py::list built;
   for (const Level& each : kLevels) built.append(each.name);
-  module.attr("isa_levels") = pybind11::tuple(built);
+  module.attr("isa_levels") = py::tuple(built);
+  module.def("direct", make_direct,
+             "Of a kernel by name, the settings, empty(shape, like) record((out, tensors, (op, numbers)), *args), and "
+             "the op.");
   for (const KernelTable& table : level.families())
     for (int i = 0; i < table.count; ++i) bind_kernel(module, table.entries[i]);
   bind_memory(module);

@@ -7,46 +7,12 @@
 #include <vector>
 
 #include "../csrc/cpu/pool.h"
+#include "dlpack.h"
 
 namespace mmkern {
 namespace {
 
 namespace py = pybind11;
-
-// DLPack's C interface (https://dmlc.github.io/dlpack/latest/c_api.html), the part that a CPU tensor needs.
-namespace dlpack {
-
-struct Device {
-  int32_t type;
-  int32_t id;
-};
-constexpr Device kCpu = {1, 0};
-
-struct DataType {
-  uint8_t code;
-  uint8_t bits;
-  uint16_t lanes;
-};
-
-struct Tensor {
-  void* data;
-  Device device;
-  int32_t rank;
-  DataType dtype;
-  int64_t* sizes;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-
-struct ManagedTensor {
-  Tensor tensor;
-  void* context;
-  void (*deleter)(ManagedTensor*);
-};
-
-constexpr const char* kCapsule = "dltensor";  // the consumer renames it once the tensor is its own
-
-}  // namespace dlpack
 
 constexpr int kMaxRank = 8;
 

@@ -9,6 +9,7 @@
 // wanted"; such parameters are marked `opt`.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -34,92 +35,6 @@ class Signature {
   }
 
   size_t size() const { return parameters_.size(); }
-
-  // Fills `call` from Python's arguments, or throws BadArgument.
-  void read(PyObject* const* args, Call& call) const {
-    const TensorReader& reader = TensorReader::instance();
-    int tensors = 0, scalars = 0;
-    each(args, [&](const Parameter& p, PyObject* object) {
-      if (p.kind == Parameter::Kind::tensor) {
-        View& view = call.tensors[tensors++];
-        if (object != Py_None)
-          reader.read(object, view);
-        else if (!p.optional)
-          throw BadArgument{"is None"};
-        return;
-      }
-      const double value = number(reader, object);
-      if (p.kind == Parameter::Kind::positive && !(value > 0)) throw BadArgument{"must be above 0"};
-      if (p.kind == Parameter::Kind::nonnegative && !(value >= 0)) throw BadArgument{"must be at least 0"};
-      call.scalars[scalars++] = value;
-    });
-    Bound bound;
-    bound.dtype = shared_dtype(call);
-    tensors = 0;
-    each(args, [&](const Parameter& p, PyObject*) {
-      if (p.kind != Parameter::Kind::tensor) return;
-      const View& view = call.tensors[tensors++];
-      if (view.dtype != Dtype::none) bound.match(p, view);
-    });
-  }
-
- private:
-  static Parameter parse(std::string text) {
-    Parameter p;
-    const auto take = [&](const char* word) {
-      const bool found = text.rfind(word, 0) == 0;
-      if (found) text.erase(0, std::string(word).size());
-      return found;
-    };
-    if (take("positive ")) p.kind = Parameter::Kind::positive;
-    if (take("nonnegative ")) p.kind = Parameter::Kind::nonnegative;
-    p.optional = take("opt ");
-    p.accumulates = take("acc ");
-    p.flat = take("flat ");
-    const size_t colon = text.find(':');
-    p.name = text.substr(0, colon);
-    if (p.kind == Parameter::Kind::tensor) {
-      for (const char c : text.substr(colon + 1)) {
-        if (c == '*')
-          p.any_leading = true;
-        else if (c != ' ')
-          p.letters += c;
-      }
-    }
-    return p;
-  }
-
-  template <class F>
-  void each(PyObject* const* args, F visit) const {
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      try {
-        visit(parameters_[i], args[i]);
-      } catch (const BadArgument& bad) {
-        throw BadArgument{parameters_[i].name + " " + bad.what};
-      }
-    }
-  }
-
-  Dtype shared_dtype(const Call& call) const {
-    int tensors = 0;
-    for (const Parameter& p : parameters_) {
-      if (p.kind != Parameter::Kind::tensor) continue;
-      const View& view = call.tensors[tensors++];
-      if (!p.accumulates && view.dtype != Dtype::none) return view.dtype;
-    }
-    return Dtype::none;
-  }
-
-  static double number(const TensorReader& reader, PyObject* object) {
-    if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
-    if (PyLong_Check(object)) return PyLong_AsDouble(object);
-    View view;
-    reader.read(object, view);
-    if (view.rank != 0 || !view.data) throw BadArgument{"must be a number or a 0-d tensor"};
-    if (view.dtype == Dtype::float32) return *static_cast<float*>(view.data);
-    if (view.dtype == Dtype::float64) return *static_cast<double*>(view.data);
-    throw BadArgument{"must be float32 or float64"};
-  }
 
   // What `*`, the letters and the dtype stand for, once a tensor has shown it.
   struct Bound {
@@ -176,11 +91,129 @@ class Signature {
       }
     }
 
+    // The view of a new contiguous tensor, yet without data, as `p` wants it.
+    View contiguous(const Parameter& p) const {
+      View view;
+      view.dtype = dtype;
+      if (p.any_leading)
+        for (int i = 0; i < leading_rank; ++i) view.sizes[view.rank++] = leading->sizes[i];
+      for (const char letter : p.letters) view.sizes[view.rank++] = axis[int(letter)];
+      int64_t stride = 1;
+      for (int i = view.rank - 1; i >= 0; --i) {
+        view.strides[i] = stride;
+        stride *= view.sizes[i];
+      }
+      return view;
+    }
+
     static std::string mismatch(int at, int64_t got, int64_t wanted) {
       return "has size " + std::to_string(got) + " on axis " + std::to_string(at) + ", expected " +
              std::to_string(wanted);
     }
   };
+
+  const Parameter& parameter(size_t i) const { return parameters_[i]; }
+
+  // How many of the first `count` parameters are tensors.
+  int tensors_among(size_t count) const {
+    return int(std::count_if(parameters_.begin(), parameters_.begin() + ptrdiff_t(count),
+                             [](const Parameter& p) { return p.kind == Parameter::Kind::tensor; }));
+  }
+
+  // The parameter whose dtype the others share.
+  size_t lead() const {
+    return size_t(std::find_if(parameters_.begin(), parameters_.end(),
+                               [](const Parameter& p) { return p.kind == Parameter::Kind::tensor && !p.accumulates; }) -
+                  parameters_.begin());
+  }
+
+  // Fills `call` from the first `count` of Python's arguments, or throws BadArgument.
+  Bound read(PyObject* const* args, size_t count, Call& call) const {
+    const TensorReader& reader = TensorReader::instance();
+    int tensors = 0, scalars = 0;
+    each(args, count, [&](const Parameter& p, PyObject* object) {
+      if (p.kind == Parameter::Kind::tensor) {
+        View& view = call.tensors[tensors++];
+        if (object != Py_None)
+          reader.read(object, view);
+        else if (!p.optional)
+          throw BadArgument{"is None"};
+        return;
+      }
+      const double value = number(reader, object);
+      if (p.kind == Parameter::Kind::positive && !(value > 0)) throw BadArgument{"must be above 0"};
+      if (p.kind == Parameter::Kind::nonnegative && !(value >= 0)) throw BadArgument{"must be at least 0"};
+      call.scalars[scalars++] = value;
+    });
+    Bound bound;
+    bound.dtype = shared_dtype(call, count);
+    tensors = 0;
+    each(args, count, [&](const Parameter& p, PyObject*) {
+      if (p.kind != Parameter::Kind::tensor) return;
+      const View& view = call.tensors[tensors++];
+      if (view.dtype != Dtype::none) bound.match(p, view);
+    });
+    return bound;
+  }
+
+ private:
+  static Parameter parse(std::string text) {
+    Parameter p;
+    const auto take = [&](const char* word) {
+      const bool found = text.rfind(word, 0) == 0;
+      if (found) text.erase(0, std::string(word).size());
+      return found;
+    };
+    if (take("positive ")) p.kind = Parameter::Kind::positive;
+    if (take("nonnegative ")) p.kind = Parameter::Kind::nonnegative;
+    p.optional = take("opt ");
+    p.accumulates = take("acc ");
+    p.flat = take("flat ");
+    const size_t colon = text.find(':');
+    p.name = text.substr(0, colon);
+    if (p.kind == Parameter::Kind::tensor) {
+      for (const char c : text.substr(colon + 1)) {
+        if (c == '*')
+          p.any_leading = true;
+        else if (c != ' ')
+          p.letters += c;
+      }
+    }
+    return p;
+  }
+
+  template <class F>
+  void each(PyObject* const* args, size_t count, F visit) const {
+    for (size_t i = 0; i < count; ++i) {
+      try {
+        visit(parameters_[i], args[i]);
+      } catch (const BadArgument& bad) {
+        throw BadArgument{parameters_[i].name + " " + bad.what};
+      }
+    }
+  }
+
+  Dtype shared_dtype(const Call& call, size_t count) const {
+    int tensors = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const Parameter& p = parameters_[i];
+      if (p.kind != Parameter::Kind::tensor) continue;
+      const View& view = call.tensors[tensors++];
+      if (!p.accumulates && view.dtype != Dtype::none) return view.dtype;
+    }
+    return Dtype::none;
+  }
+
+  static double number(const TensorReader& reader, PyObject* object) {
+    if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
+    if (PyLong_Check(object)) return PyLong_AsDouble(object);
+    View view;
+    reader.read(object, view);
+    if (view.rank != 0 || !view.data) throw BadArgument{"must be a number or a 0-d tensor"};
+    if (view.dtype == Dtype::float32) return *static_cast<float*>(view.data);
+    if (view.dtype == Dtype::float64) return *static_cast<double*>(view.data);
+    throw BadArgument{"must be float32 or float64"};
+  }
 
   std::vector<Parameter> parameters_;
 };

@@ -1,10 +1,14 @@
 // Reading a torch.Tensor (or a NumPy array) from Python without linking torch: its address, sizes, strides and dtype,
-// asked for by attribute. One binary serves every torch.
+// through DLPack where torch offers that to C, and by attribute before (torch 2.9). One binary serves every torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <string>
+
 #include "../csrc/call.h"
+#include "dlpack.h"
 
 namespace mmkern {
 
@@ -14,6 +18,22 @@ namespace py = pybind11;
 struct BadArgument {
   std::string what;
 };
+
+// ---- Python's API with exceptions ----
+
+inline py::object checked(PyObject* result) {
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+inline py::object call(PyObject* object, PyObject* method) {
+  return checked(PyObject_CallMethodNoArgs(object, method));
+}
+inline py::object get(PyObject* object, PyObject* name) { return checked(PyObject_GetAttr(object, name)); }
+inline bool is_true(PyObject* object, PyObject* name) { return get(object, name).ptr() == Py_True; }
+
+// For what lives as long as the process.
+inline PyObject* kept(const py::object& object) { return py::object(object).release().ptr(); }
+inline PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
 
 // What is asked of a tensor, interned once, and torch's types, looked up once.
 class TensorReader {
@@ -30,11 +50,16 @@ class TensorReader {
 
   void read(PyObject* object, View& view) const {
     if (!is_tensor(object)) return read_buffer(object, view);
-    if (!is_true(object, is_cpu_)) throw BadArgument{"must be on the CPU"};
-    view.data = reinterpret_cast<void*>(PyLong_AsSize_t(call(object, data_ptr_).ptr()));
-    view.dtype = dtype(get(object, dtype_).ptr());
-    read_axes(get(object, shape_), view.sizes, &view.rank);
-    read_axes(call(object, stride_), view.strides, nullptr);
+    if (call(object, is_neg_).ptr() == Py_True) throw BadArgument{"is a view that changes the sign"};
+    read_plain(object, view);
+  }
+
+  // Of a tensor that shows its memory as it is.
+  void read_plain(PyObject* object, View& view) const {
+    if (exchange_)
+      read_dlpack(object, view);
+    else
+      read_attributes(object, view);
   }
 
  private:
@@ -44,22 +69,61 @@ class TensorReader {
     parameter_type_ = reinterpret_cast<PyTypeObject*>(kept(torch.attr("nn").attr("Parameter")));
     const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64"};
     for (int i = 0; i < 5; ++i) dtypes_[i] = kept(torch.attr(names[i]));
+    exchange_ = find_exchange(torch.attr("Tensor"));
   }
 
-  static PyObject* kept(const py::object& object) { return py::object(object).release().ptr(); }
-  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
-
-  static py::object call(PyObject* object, PyObject* name) { return checked(PyObject_CallMethodNoArgs(object, name)); }
-  static py::object get(PyObject* object, PyObject* name) { return checked(PyObject_GetAttr(object, name)); }
-  static py::object checked(PyObject* result) {
-    if (!result) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
+  static const dlpack::Exchange* find_exchange(const py::object& type) {
+    if (!py::hasattr(type, dlpack::kExchangeAttribute)) return nullptr;
+    const py::object capsule = type.attr(dlpack::kExchangeAttribute);
+    const auto* exchange =
+        static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeCapsule));
+    PyErr_Clear();
+    return exchange && exchange->version.major == 1 ? exchange : nullptr;
   }
-  static bool is_true(PyObject* object, PyObject* name) { return get(object, name).ptr() == Py_True; }
+
+  void read_dlpack(PyObject* object, View& view) const {
+    dlpack::Tensor tensor;
+    if (exchange_->borrow(object, &tensor)) {  // read_attributes knows what to say
+      PyErr_Clear();
+      return read_attributes(object, view);
+    }
+    if (tensor.device.type != dlpack::kCpu.type) throw BadArgument{"must be on the CPU"};
+    view.dtype = dtype(tensor.dtype);
+    if (view.dtype == Dtype::none) throw BadArgument{"has dtype " + std::string(py::str(get(object, dtype_)))};
+    view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+    check_rank(tensor.rank);
+    view.rank = tensor.rank;
+    std::copy_n(tensor.sizes, view.rank, view.sizes);
+    std::copy_n(tensor.strides, view.rank, view.strides);
+  }
+
+  static Dtype dtype(dlpack::DataType type) {
+    if (type.lanes != 1) return Dtype::none;
+    switch (type.code << 8 | type.bits) {
+      case dlpack::kFloat << 8 | 32: return Dtype::float32;
+      case dlpack::kFloat << 8 | 64: return Dtype::float64;
+      case dlpack::kBfloat << 8 | 16: return Dtype::bfloat16;
+      case dlpack::kFloat << 8 | 16: return Dtype::float16;
+      case dlpack::kInt << 8 | 64: return Dtype::int64;
+      default: return Dtype::none;
+    }
+  }
+
+  void read_attributes(PyObject* object, View& view) const {
+    if (!is_true(object, is_cpu_)) throw BadArgument{"must be on the CPU"};
+    view.data = reinterpret_cast<void*>(PyLong_AsSize_t(call(object, data_ptr_).ptr()));
+    view.dtype = dtype(get(object, dtype_).ptr());
+    read_axes(get(object, shape_), view.sizes, &view.rank);
+    read_axes(call(object, stride_), view.strides, nullptr);
+  }
+
+  static void check_rank(int64_t rank) {
+    if (rank > kMaxRank) throw BadArgument{"has more than " + std::to_string(kMaxRank) + " axes"};
+  }
 
   static void read_axes(const py::object& axes, int64_t* values, int* rank) {
     const Py_ssize_t n = PyTuple_GET_SIZE(axes.ptr());
-    if (n > kMaxRank) throw BadArgument{"has more than " + std::to_string(kMaxRank) + " axes"};
+    check_rank(n);
     for (Py_ssize_t i = 0; i < n; ++i) values[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(axes.ptr(), i));
     if (rank) *rank = int(n);
   }
@@ -76,7 +140,7 @@ class TensorReader {
     const py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request();
     view.data = info.ptr;
     view.rank = int(info.ndim);
-    if (info.ndim > kMaxRank) throw BadArgument{"has too many axes"};
+    check_rank(info.ndim);
     if (info.format == "f")
       view.dtype = Dtype::float32;
     else if (info.format == "d")
@@ -97,6 +161,8 @@ class TensorReader {
   PyObject* shape_ = intern("shape");
   PyObject* stride_ = intern("stride");
   PyObject* is_cpu_ = intern("is_cpu");
+  PyObject* is_neg_ = intern("is_neg");
+  const dlpack::Exchange* exchange_ = nullptr;
   PyTypeObject* tensor_type_;
   PyTypeObject* parameter_type_;
   PyObject* dtypes_[5];

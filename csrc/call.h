@@ -9,6 +9,13 @@ namespace mmkern {
 
 enum class Dtype : int { float32, float64, bfloat16, float16, int64, none };
 
+constexpr int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::none                               ? 0
+         : dtype == Dtype::float32                          ? 4
+         : dtype == Dtype::float64 || dtype == Dtype::int64 ? 8
+                                                            : 2;
+}
+
 constexpr int kMaxRank = 12;
 constexpr int kMaxTensors = 12;
 constexpr int kMaxScalars = 4;

@@ -7,4 +7,7 @@ isa: str
 isa_levels: tuple[str, ...]
 memory: Any
 
+def direct(
+    name: str, settings: Any, empty: Callable[..., Any], record: Callable[..., Any], op: Any
+) -> Callable[..., Any]: ...
 def __getattr__(name: str) -> Callable[..., None]: ...

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mmkern
@@ -276,12 +277,90 @@ def test_a_dtype_without_a_kernel_runs_the_reference(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(backends.BACKENDS[0].__class__, "reasons_not", lambda *_: ["switched off"])
     op = contract.op_of("lorentz_exp_map0")
     monkeypatch.setattr(op, "_kernels", {})
-    monkeypatch.setattr(op, "_forward_kernels", {})
+    monkeypatch.setattr(op, "_direct", None)
     x = torch.randn(3, 4, requires_grad=True)
     out = ops.lorentz_exp_map0(x, 1.0)
     assert torch.equal(out, reference.lorentz_exp_map0(x, 1.0))
     out.sum().backward()
     assert x.grad is not None
+
+
+# ---- The short way (bindings/direct.h) -------------------------------------------------------------------------------
+
+
+def directly(*args: Any) -> Any:
+    return contract.op_of("lorentz_exp_map0")._direct(*args)
+
+
+class SeesEverything(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (2, 3, 5), (0, 4), (600, 512)], ids=str)
+@pytest.mark.parametrize("dtype", backends.BACKENDS[0].dtypes, ids=str)
+def test_the_short_way_is_taken_where_nothing_speaks_against_it(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, c = torch.randn(shape).to(dtype), torch.tensor(0.5)
+    for arguments in ((x, 0.5), (x, c), (x.requires_grad_(), c.requires_grad_())):
+        out = directly(*arguments)
+        assert torch.equal(out, contract.op_of("lorentz_exp_map0").run(x.detach(), 0.5))
+    assert out.grad_fn.name() == "_FunctionBackward"
+    assert directly(x[:0], 0.5).shape == x[:0].shape
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda: mmkern.use_backend("cpu"),
+        mmkern.verify,
+        SeesEverything,
+        lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+        lambda: torch.autograd.forward_ad.dual_level(),
+        lambda: torch.autocast("cpu"),
+    ],
+)
+def test_the_short_way_makes_room_for(between: Any) -> None:
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+    assert isinstance(directly(x, 1.0), Tensor)
+    with between():
+        assert directly(x, 1.0) is NotImplemented
+    assert isinstance(directly(x, 1.0), Tensor)
+
+
+def test_the_short_way_leaves_transforms_and_unfit_arguments_alone() -> None:
+    x = torch.randn(3, 4)
+    seen = []
+    torch.func.vmap(lambda row: (seen.append(directly(row, 1.0)), row)[1])(x)
+    unfit: list[tuple[Any, ...]] = [(x, 0.0), (x, "1"), (x.T, 1.0), (x.int(), 1.0), (x.numpy(), 1.0), (x,), (None, 1.0)]
+    unfit += [(torch._neg_view(x), 1.0), (x.to("meta"), 1.0), (x.to_sparse(), 1.0), (x, None), (x, x)]
+    assert [*seen, *(directly(*arguments) for arguments in unfit)] == [NotImplemented] * (1 + len(unfit))
+
+
+def test_a_tensor_that_outlived_its_transform() -> None:
+    x, kept = torch.randn(3, 4), []
+    torch.func.grad(lambda v: (kept.append(v), v.sum())[1])(x)
+    assert torch.equal(ops.lorentz_exp_map0(kept[0], 1.0), ops.lorentz_exp_map0(x, 1.0))
+
+
+def test_views_that_change_the_sign() -> None:
+    x = torch.randn(3, 4)
+    flipped = torch._neg_view(x).requires_grad_()
+    out = ops.lorentz_exp_map0(flipped, 1.0)
+    assert torch.equal(out, ops.lorentz_exp_map0(-x, 1.0))
+    (gradient,) = torch.autograd.grad(out, flipped, torch._neg_view(x))
+    plain = (-x).requires_grad_()
+    (expected,) = torch.autograd.grad(ops.lorentz_exp_map0(plain, 1.0), plain, -x)
+    assert torch.equal(gradient, expected)
+
+
+def test_torch_without_dlpack_for_c() -> None:
+    code = (
+        "import torch; del torch.Tensor.__dlpack_c_exchange_api__; import mmkern; from mmkern.ops import hyperbolic;"
+        "x = torch.randn(5, 6, 8)[:, 0]; out = hyperbolic._lorentz_exp_map0._direct(x, 2.0);"
+        "assert (out - torch.sinh(r := 2**0.5 * x.norm(dim=-1, keepdim=True)) / r * x).abs().max() < 1e-5;"
+        "assert hyperbolic._lorentz_exp_map0._direct(x.int(), 2.0) is NotImplemented"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_dense_rows_copies_only_what_it_must() -> None:

@@ -94,6 +94,14 @@ def _find_cpu(family: str, name: str) -> Kernel:
     return launch
 
 
+def direct(op: Op, empty: Callable[..., Tensor], record: Callable[..., Tensor]) -> Callable[..., Any] | None:
+    """The CPU kernel's short way from Python (bindings/direct.h), or None where there are no CPU kernels."""
+    if _cpu_missing():
+        return None
+    made: Callable[..., Any] = importlib.import_module("mmkern._C").direct(op.name, settings, empty, record, op)
+    return made
+
+
 def _find_triton(family: str, name: str) -> Kernel:
     kernel: Kernel = getattr(importlib.import_module(f"mmkern.kernels.{family}"), name)
     return kernel

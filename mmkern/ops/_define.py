@@ -4,9 +4,11 @@
 autograd, the registered ``torch.ops.mmkern`` op with its fake, autocast and vmap rules, and the choice of a backend,
 whose kernels are found by the op's name.
 
-A call takes one of four ways:
+A call takes one of five ways:
 
-* eager: straight to the kernel, through one classic ``autograd.Function`` where a gradient is needed. About 1 µs.
+* eager on the CPU: one call into ``mmkern._C`` (bindings/direct.h), which checks, allocates and runs, and comes back
+  to record a classic ``autograd.Function`` where a gradient is needed. About 1 µs.
+* eager elsewhere, or with arguments that no kernel takes as they are: checked and arranged, then the same.
 * a compiler or a dispatch mode is active, or a tensor subclass came: ``torch.ops.mmkern.<name>``.
 * a functorch transform is active: a second Function with ``setup_context`` and ``vmap``.
 * forward-mode AD is active, or the reference was chosen: the reference, differentiated by PyTorch.
@@ -23,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from mmkern import backends, memory, testing
 from mmkern.backends import settings
@@ -63,15 +66,6 @@ def pairs_of(x: int, y: int) -> Shape:
     return lambda args: (args[x].shape[0], args[y].shape[0])
 
 
-def _intercepted() -> bool:
-    """Whether something between the caller and the kernel must see this call."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.maybe_current_level() is not None
-        or forward_ad._current_level >= 0
-    )
-
-
 @dataclass(eq=False)
 class Op:
     """An op: callable with the arguments of its schema. See :func:`define`."""
@@ -86,7 +80,6 @@ class Op:
     autocast_float32: bool
     second_derivative: bool
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
-    _forward_kernels: dict[torch.dtype, backends.Kernel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = [a.kind for a in self.arguments]
@@ -95,47 +88,18 @@ class Op:
         self.tensors = tuple(i for i, kind in enumerate(kinds) if kind != "option")
         self.scalars = tuple(i for i, kind in enumerate(kinds) if kind == "scalar")
         self.names = tuple(a.name for a in self.arguments)
+        self._direct = backends.direct(self, memory.empty, _record)
 
     # ---- The call ----------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_dynamo_compiling():
             return self._registered(self._prepare(args))
-        lead = args[self.lead]
-        if type(lead) in _PLAIN_TYPES and lead.is_cpu and settings.default and not _intercepted():
-            try:
-                return self._eager_cpu(args, lead)
-            except (ValueError, AttributeError):  # not what a kernel takes as it is: an error that names it, or a copy
-                pass
+        if self._direct is not None:
+            out = self._direct(*args)
+            if out is not NotImplemented:
+                return out  # type: ignore[no-any-return]
         return self._routed(self._prepare(args))
-
-    def _eager_cpu(self, args: Sequence[Any], lead: Tensor) -> Tensor:
-        """The shortest way: the kernel itself checks the arguments and raises ValueError."""
-        dtype = lead.dtype
-        kernel = self._forward_kernels.get(dtype) or self._find_forward(lead)
-        if dtype in _SIXTEEN_BITS and torch.is_autocast_enabled("cpu"):
-            return self._routed(self._prepare(args))
-        if torch.is_grad_enabled():
-            for i in self.tensors:
-                if type(args[i]) is not float and args[i].requires_grad:
-                    return _Function.apply(self, *args)  # type: ignore[no-any-return]
-        return self._launch(kernel, args, lead)
-
-    def _launch(self, kernel: backends.Kernel, args: Sequence[Any], lead: Tensor) -> Tensor:
-        out = memory.empty(self.output(args), lead)
-        if _profiling():
-            with torch.profiler.record_function(f"mmkern::{self.name}"):
-                kernel(*args, out)
-        else:
-            kernel(*args, out)
-        return out
-
-    def _find_forward(self, lead: Tensor) -> backends.Kernel:
-        kernel = self._kernel(self.name, lead)
-        if kernel is None:
-            raise ValueError(f"{self.name} has no CPU kernel for {lead.dtype}")
-        self._forward_kernels[lead.dtype] = kernel
-        return kernel
 
     def _routed(self, args: Sequence[Any]) -> Tensor:
         lead = args[self.lead]
@@ -148,9 +112,11 @@ class Op:
             return self._registered(args)
         if backends.choose(self, lead) is None:
             return self.reference(*args)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return _Function.apply(self, *args)  # type: ignore[no-any-return]
-        return self.run(*args)
+        if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return self.run(*args)
+        with torch.no_grad():
+            out = self.run(*args)
+        return _record((out, *_saved(self, args)), *args)  # type: ignore[no-any-return]
 
     def _prepare(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Checked, cast, broadcast and laid out as kernels want them."""
@@ -164,7 +130,7 @@ class Op:
             check(self.name, named)
         named = self.arrange(named)
         for i in self.vectors:
-            x = named[self.names[i]]
+            x = named[self.names[i]].resolve_neg()
             named[self.names[i]] = dense_rows(x) if self.arguments[i].kind == "vector" else x.contiguous()
         for i in self.scalars:
             value = named[self.names[i]]
@@ -186,7 +152,9 @@ class Op:
         if kernel is None:
             with torch.no_grad():
                 return self.reference(*args)
-        out = self._launch(kernel, args, lead)
+        out = memory.empty(self.output(args), lead)
+        with torch.profiler.record_function(f"mmkern::{self.name}") if _profiling() else nullcontext():
+            kernel(*args, out)
         if settings.verify:
             testing.verify_forward(self, args, out)
         return out
@@ -244,6 +212,7 @@ class Op:
         return kernel
 
     def _dense_gradient(self, grad: Tensor, lead: Tensor) -> Tensor:
+        grad = grad.resolve_neg()
         return dense_rows(grad) if grad.shape[-1:] == lead.shape[-1:] and grad.dim() > 1 else grad.contiguous()
 
     def _empty_gradient(self, index: int, arg: Tensor, lead: Tensor) -> Tensor:
@@ -309,38 +278,52 @@ _profiling = torch._C._autograd._profiler_enabled
 # ---- Autograd --------------------------------------------------------------------------------------------------------
 
 
+# What a node keeps: the tensors, and beside the op the other arguments; each argument is None in one of the two.
+_Saved = tuple[tuple[Tensor | None, ...], tuple["Op", tuple[Any, ...]]]
+
+
+def _saved(op: Op, args: Sequence[Any]) -> _Saved:
+    tensors = tuple(a if isinstance(a, Tensor) else None for a in args)
+    return tensors, (op, tuple(None if isinstance(a, Tensor) else a for a in args))
+
+
 def _save(ctx: Any, op: Op, args: Sequence[Any]) -> None:
-    ctx.op = op
-    ctx.save_for_backward(*(args[i] for i in op.tensors if isinstance(args[i], Tensor)))
-    ctx.rest = [None if i in op.tensors and isinstance(a, Tensor) else a for i, a in enumerate(args)]
+    tensors, ctx.call = _saved(op, args)
+    ctx.save_for_backward(*tensors)
 
 
-def _restore(ctx: Any) -> list[Any]:
-    saved = iter(ctx.saved_tensors)
-    op: Op = ctx.op
-    return [next(saved) if value is None and i in op.tensors else value for i, value in enumerate(ctx.rest)]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    op: Op = ctx.op
-    args = _restore(ctx)
-    wanted = op.wanted(ctx.needs_input_grad[1:])
-    if not torch.is_grad_enabled():  # True exactly with create_graph=True
-        return None, *op.spread(op.run_backward(grad, wanted, *args))
-    if op.second_derivative:
-        return None, *op.spread(op.reference_gradients(grad, wanted, args, create_graph=True))
-    return None, *op.spread(_OnceDifferentiable.apply(op, wanted, grad, *args))
+def _restore(ctx: Any) -> tuple[Op, list[Any]]:
+    op, numbers = ctx.call
+    return op, [number if a is None else a for a, number in zip(ctx.saved_tensors, numbers, strict=True)]
 
 
 class _Function(torch.autograd.Function):
-    """The eager path: the classic form, which costs a quarter of ``setup_context``'s."""
+    """Makes an output part of the graph: the classic form, which costs a quarter of ``setup_context``'s.
+
+    The kernel ran before; in a tuple, its output is no input of the graph's node.
+    """
 
     @staticmethod
-    def forward(ctx: Any, op: Op, *args: Any) -> Tensor:
-        _save(ctx, op, args)
-        return op.run(*args)
+    def forward(ctx: Any, made: tuple[Tensor, tuple[Tensor | None, ...], Any], *args: Any) -> Tensor:
+        out, ctx.to_save, ctx.call = made  # to_save is what save_for_backward sets, for 0.5 µs more
+        return out
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        op, args = _restore(ctx)
+        wanted = op.wanted(ctx.needs_input_grad[1:])
+        gradients: Sequence[Tensor | None]
+        if not torch.is_grad_enabled():  # True exactly with create_graph=True
+            gradients = op.run_backward(grad, wanted, *args)
+        elif op.second_derivative:
+            gradients = op.reference_gradients(grad, wanted, args, create_graph=True)
+        else:
+            gradients = _OnceDifferentiable.apply(op, wanted, grad, *args)
+        return None, *op.spread(gradients)
+
+
+# Function.apply without its care for functorch, whose calls go another way: that takes as long as the rest.
+_record = super(torch.autograd.Function, _Function).apply
 
 
 class _TransformableFunction(torch.autograd.Function):
@@ -356,10 +339,10 @@ class _TransformableFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        op: Op = ctx.op
+        op, args = _restore(ctx)
         wanted = op.wanted(ctx.needs_input_grad[1:])
         # Transforms nest, so each level differentiates the one below: always the reference.
-        return None, *op.spread(op.reference_gradients(grad, wanted, _restore(ctx), create_graph=True))
+        return None, *op.spread(op.reference_gradients(grad, wanted, args, create_graph=True))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Tensor, int]:
@@ -473,7 +456,7 @@ def _register(op: Op, schema: str) -> None:
 
     def autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = op.wanted(ctx.needs_input_grad)
-        found = getattr(torch.ops.mmkern, backward_name)(grad, *_restore(ctx), wanted)
+        found = getattr(torch.ops.mmkern, backward_name)(grad, *_restore(ctx)[1], wanted)
         found = found if isinstance(found, tuple | list) else (found,)
         return op.spread([g if want else None for g, want in zip(found, wanted, strict=True)])
 
