@@ -91,6 +91,7 @@ void forward(const Call& call) {
   using T = accumulate_t<S>;
   const auto x = rows<const S>(call[0]), y = rows<const S>(call[1]), u = rows<const S>(call[2]);
   const auto out = rows<S>(call[3]);
+  const bool stream = streams(out);
   const Vec<T> c(T(call.scalars[0]));
   for_each_row_block<T>(x.rows, 8 * x.cols, call.threads, [&](int64_t first, int n) {
     Lanes<T, kInputs> in;
@@ -104,7 +105,7 @@ void forward(const Call& call) {
       const S *x_row = x[first + r], *y_row = y[first + r], *u_row = u[first + r];
       S* to = out[first + r];
       const Vec<T> scale(k.at(0, r));
-      for_each_vec<T>(x.cols,
+      for_each_vec<T>(x.cols, stream,
                       [&](auto at) { at.store(to, fma(scale, at.load(x_row) + at.load(y_row), at.load(u_row))); });
     }
   });
@@ -135,6 +136,7 @@ void backward(const Call& call) {
   const auto x = rows<const S>(call[1]), y = rows<const S>(call[2]), u = rows<const S>(call[3]);
   Rows<S> to[3];
   for (int i = 0; i < 3; ++i) to[i] = call[4 + i] ? rows<S>(call[4 + i]) : Rows<S>{};
+  const bool stream = streams(to[0], to[1], to[2]);
   RowPartials<T> curvature_to(call[7], x.rows);
   for_each_row_block<T>(x.rows, 16 * x.cols, call.threads, [&](int64_t first, int n) {
     Lanes<T, kInputs> in;
@@ -152,7 +154,7 @@ void backward(const Call& call) {
       const S *x_row = x[row], *y_row = y[row], *u_row = u[row], *g_row = g[row];
       S* to_row[3];
       for (int i = 0; i < 3; ++i) to_row[i] = to[i].data ? to[i][row] : nullptr;
-      for_each_vec<T>(x.cols, [&](auto at) {
+      for_each_vec<T>(x.cols, stream, [&](auto at) {
         const Vec<T> a = at.load(x_row), b = at.load(y_row), w = at.load(u_row), h = at.load(g_row), d = b - a;
         const Vec<T> carried = by[kScale] * h;
         if (to_row[0]) at.store(to_row[0], fma(by[kXByX], a, fma(by[kXByD], d, fma(by[kXByU], w, carried))));

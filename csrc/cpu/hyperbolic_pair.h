@@ -121,6 +121,8 @@ template <class S, Points points, Result kind>
 void forward(const Call& call, double option, Solve<accumulate_t<S>> solve) {
   using T = accumulate_t<S>;
   const auto x = rows<const S>(call[0]), y = rows<const S>(call[1]);
+  const auto out = kind == Result::map ? rows<S>(call[2]) : Rows<S>{};
+  const bool stream = streams(out);
   const T c = T(call.scalars[0]);
   for_each_row_block<T>(x.rows, 5 * x.cols, call.threads, [&](int64_t first, int n) {
     Inputs<T> in;
@@ -132,12 +134,11 @@ void forward(const Call& call, double option, Solve<accumulate_t<S>> solve) {
     if constexpr (kind == Result::scalar) {
       k.get(kValue).store(static_cast<S*>(call[2].data) + first, n);
     } else {
-      const auto out = rows<S>(call[2]);
       for (int r = 0; r < n; ++r) {
         const S *x_row = x[first + r], *y_row = y[first + r];
         S* to = out[first + r];
         const Vec<T> a(k.at(kA, r)), b(k.at(kB, r));
-        for_each_vec<T>(x.cols, [&](auto at) {
+        for_each_vec<T>(x.cols, stream, [&](auto at) {
           const Vec<T> u = at.load(x_row);
           Vec<T> e = at.load(y_row);
           if constexpr (points == Points::compared) e = e - u;
@@ -157,6 +158,7 @@ void backward(const Call& call, double option, SolveGradient<accumulate_t<S>> so
   const auto g = is_map ? rows<const S>(grad) : Rows<const S>{};
   const auto row_grad = row_scalars<const S>(is_map ? View{} : grad);
   const auto x_to = x_out ? rows<S>(x_out) : Rows<S>{}, y_to = y_out ? rows<S>(y_out) : Rows<S>{};
+  const bool stream = streams(x_to, y_to);
   RowPartials<T> curvature_to(call[5], x.rows);
   const T c = T(call.scalars[0]);
   for_each_row_block<T>(x.rows, 12 * x.cols, call.threads, [&](int64_t first, int n) {
@@ -175,7 +177,7 @@ void backward(const Call& call, double option, SolveGradient<accumulate_t<S>> so
       const Vec<T> yg(k.at(kYByG, r)), yy(k.at(kYByY, r)), ye(k.at(kYByE, r));
       const S *x_row = x[row], *y_row = y[row], *g_row = is_map ? g[row] : nullptr;
       S *x_row_to = x_to.data ? x_to[row] : nullptr, *y_row_to = y_to.data ? y_to[row] : nullptr;
-      for_each_vec<T>(x.cols, [&](auto at) {
+      for_each_vec<T>(x.cols, stream, [&](auto at) {
         const Vec<T> u = at.load(x_row), v = at.load(y_row);
         const Vec<T> d = v - u;
         Vec<T> x_value = xx * u, y_value = yy * v;

@@ -74,36 +74,52 @@ bool is_far(accumulate_t<S> z) {
   return sizeof(accumulate_t<S>) == sizeof(float) && z > accumulate_t<S>(1e16);
 }
 
-template <class S>
-void forward(const View& x_view, const View& factor_view, const View& out_view, double curvature, int threads,
-             Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
+// to = scale x and, in the same loop, |next|^2: the loads of the next block fill the time of this one's stores.
+template <bool kStream, class T, class S>
+T write_and_look_ahead(S* to, T scale, const S* x, const S* next, int64_t cols) {
+  const Vec<T> by(scale);
+  T norm;
+  reduce_row<T, 1, kStream>(cols, &norm, 1, [&](auto at, Vec<T>* acc) {
+    const Vec<T> v = at.load(next);
+    acc[0] = fma(v, v, acc[0]);
+    at.store(to, by * at.load(x));
+  });
+  return norm;
+}
+
+template <bool kStream, class S>
+void forward(const Rows<const S>& x, RowScalars<const accumulate_t<S>> factor, const Rows<S>& out, double curvature,
+             int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
   using T = accumulate_t<S>;
-  const auto x = rows<const S>(x_view);
-  const auto out = rows<S>(out_view);
-  const auto factor = row_scalars<const T>(factor_view);
-  for_each_row_block<T>(x.rows, 3 * x.cols, threads, [&](int64_t first, int n) {
+  for_each_run_of_blocks<T>(x.rows, 3 * x.cols, threads, [&](auto block, int64_t count) {
     Inputs<T> in;
-    for (int r = 0; r < n; ++r) {
-      const S* row = x[first + r];
-      reduce_row<T, 1>(x.cols, &in.at(kZ, r), 1, [&](auto at, Vec<T>* acc) {
-        const Vec<T> v = at.load(row);
-        acc[0] = fma(v, v, acc[0]);
-      });
-      in.at(kZ, r) *= T(curvature);
-      in.at(kFactor, r) = factor.get(first + r, T(1));
-    }
-    Outputs<T> k;
-    solve(in, k);
-    for (int r = 0; r < n; ++r) {
-      const S* row = x[first + r];
-      S* to = out[first + r];
-      if (is_far<S>(in.at(kZ, r))) {
-        const auto far = wide_result<S>(row, nullptr, x.cols, curvature, in.at(kFactor, r), solve_wide);
-        for (int64_t i = 0; i < x.cols; ++i) set_element(to, i, far.by_g * element(row, i));
-        continue;
+    const auto set_inputs = [&](const RowBlock& b, const T* norms) {
+      for (int r = 0; r < b.n; ++r) {
+        in.at(kZ, r) = T(curvature) * norms[r];
+        in.at(kFactor, r) = factor.get(b.first + r, T(1));
       }
-      const Vec<T> scale(k.at(kScale, r));
-      for_each_vec<T>(x.cols, [&](auto at) { at.store(to, scale * at.load(row)); });
+    };
+    T norms[Vec<T>::size];
+    for (int r = 0; r < block(0).n; ++r) norms[r] = squared_norm<T>(x[block(0).first + r], x.cols);
+    for (int64_t i = 0; i < count; ++i) {
+      const RowBlock now = block(i), next = i + 1 < count ? block(i + 1) : RowBlock{0, 0};
+      set_inputs(now, norms);
+      Outputs<T> k;
+      solve(in, k);
+      for (int r = 0; r < now.n; ++r) {
+        const S* row = x[now.first + r];
+        S* to = out[now.first + r];
+        const T scale = k.at(kScale, r);
+        if (is_far<S>(in.at(kZ, r))) {
+          const auto far = wide_result<S>(row, nullptr, x.cols, curvature, in.at(kFactor, r), solve_wide);
+          for (int64_t j = 0; j < x.cols; ++j) set_element(to, j, far.by_g * element(row, j));
+          if (r < next.n) norms[r] = squared_norm<T>(x[next.first + r], x.cols);
+        } else if (r < next.n) {
+          norms[r] = write_and_look_ahead<kStream>(to, scale, row, x[next.first + r], x.cols);
+        } else {
+          for_each_vec<T, kStream>(x.cols, [&](auto at) { at.store(to, Vec<T>(scale) * at.load(row)); });
+        }
+      }
     }
   });
 }
@@ -121,6 +137,7 @@ void backward(const View& grad_view, const View& x_view, const View& factor_view
   const auto factor = row_scalars<const T>(factor_view);
   const auto x_to = to.x ? rows<S>(to.x) : Rows<S>{};
   const auto factor_to = row_scalars<T>(to.factor);
+  const bool stream = streams(x_to);
   RowPartials<T> curvature_to(to.curvature, x.rows);
   const T c = T(curvature);
   for_each_row_block<T>(x.rows, 6 * x.cols, threads, [&](int64_t first, int n) {
@@ -156,7 +173,8 @@ void backward(const View& grad_view, const View& x_view, const View& factor_view
       if (!x_to.data) continue;
       const Vec<T> by_x(near.by_x), by_g(near.by_g);
       S* to_row = x_to[row];
-      for_each_vec<T>(x.cols, [&](auto at) { at.store(to_row, fma(by_x, at.load(x_row), by_g * at.load(g_row))); });
+      for_each_vec<T>(x.cols, stream,
+                      [&](auto at) { at.store(to_row, fma(by_x, at.load(x_row), by_g * at.load(g_row))); });
     }
   });
 }
@@ -167,8 +185,11 @@ void run(const Call& call) {
   const View *factor = &call[0], *x = &call[kHasFactor], *out = &call[kHasFactor + 1];
   with_storage(x->dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    forward<S>(*x, kHasFactor ? *factor : View{}, *out, call.scalars[0], call.threads,
-               &Scale<Op>::template solve<accumulate_t<S>>, &Scale<Op>::template solve<double>);
+    using T = accumulate_t<S>;
+    const auto to = rows<S>(*out);
+    const auto run = streams(to) ? &forward<true, S> : &forward<false, S>;
+    run(rows<const S>(*x), row_scalars<const T>(kHasFactor ? *factor : View{}), to, call.scalars[0], call.threads,
+        &Scale<Op>::template solve<T>, &Scale<Op>::template solve<double>);
   });
 }
 

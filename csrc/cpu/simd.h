@@ -136,9 +136,9 @@ struct Vec {
     return v;
   }
   // 16-bit types round to nearest even; NaN stays NaN.
-  template <class S>
+  template <bool kStream = false, class S>
   MMKERN_FN void store(S* p) const {
-    for (int k = 0; k < R; ++k) store_lanes(r[k], p + k * kLane);
+    for (int k = 0; k < R; ++k) store_lanes<kStream>(r[k], p + k * kLane);
   }
   template <class S>
   MMKERN_FN void store(S* p, int n) const {

@@ -182,6 +182,28 @@ MMKERN_FN void store_native(native_t<T, N> v, void* p) {
   *static_cast<typename NativeOf<T, N>::unaligned*>(p) = v;
 }
 
+// Past the caches, where the machine can: p must be a multiple of the register's size. store_fence() ends such stores.
+template <bool kStream, class T, int N>
+MMKERN_FN void store_native(native_t<T, N> v, void* p) {
+#if defined(__x86_64__)
+  if constexpr (kStream) {
+#if defined(MMKERN_AVX512)
+    if constexpr (sizeof(v) == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+#endif
+#if defined(MMKERN_AVX512) || defined(MMKERN_AVX2)
+    if constexpr (sizeof(v) == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#endif
+    if constexpr (sizeof(v) == 16) return _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+  }
+#endif
+  store_native<T, N>(v, p);
+}
+MMKERN_FN void store_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 MMKERN_FN void load_lanes(NativeFloat& v, const float* p) { load_native<float, kLanes<float>>(v, p); }
 MMKERN_FN void load_lanes(NativeDouble& v, const double* p) { load_native<double, kLanes<double>>(v, p); }
 template <class S>
@@ -191,11 +213,17 @@ MMKERN_FN void load_lanes(NativeFloat& v, const S* p) {
   v = to_float(raw, S{});
 }
 
-MMKERN_FN void store_lanes(NativeFloat v, float* p) { store_native<float, kLanes<float>>(v, p); }
-MMKERN_FN void store_lanes(NativeDouble v, double* p) { store_native<double, kLanes<double>>(v, p); }
-template <class S>
+template <bool kStream>
+MMKERN_FN void store_lanes(NativeFloat v, float* p) {
+  store_native<kStream, float, kLanes<float>>(v, p);
+}
+template <bool kStream>
+MMKERN_FN void store_lanes(NativeDouble v, double* p) {
+  store_native<kStream, double, kLanes<double>>(v, p);
+}
+template <bool kStream, class S>
 MMKERN_FN void store_lanes(NativeFloat v, S* p) {
-  store_native<uint16_t, kLanes<float>>(from_float(v, S{}), p);
+  store_native<kStream, uint16_t, kLanes<float>>(from_float(v, S{}), p);
 }
 
 // The first n lanes, 0 <= n <= lanes.
