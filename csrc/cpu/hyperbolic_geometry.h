@@ -43,6 +43,12 @@ MMKERN_FN Vec<T> lorentz_lift(Vec<T> xx, Vec<T> c) {
   return c * xx / (Vec<T>(T(1)) + lorentz_time(xx, c));
 }
 
+// acosh(1 + t), with the digits of a small t
+template <class V>
+MMKERN_FN V acosh1p(V t) {
+  return log1p(t + sqrt(t * (t + V(2))));
+}
+
 // sqrt(c) x_t * sqrt(c) y_t - 1
 template <class T>
 MMKERN_FN Vec<T> lifted_product(Facts<Vec<T>> x, Facts<Vec<T>> y) {
@@ -93,7 +99,7 @@ struct LorentzDistance {
     const V terms = lifted_product<T>(x, y);
     return terms - c * s <= V(T(kNearShare)) * terms;
   }
-  V value(V s, Facts<V> x, Facts<V> y) const { return theta(excess(s, x, y)) * inverse_root; }
+  V value(V s, Facts<V> x, Facts<V> y) const { return acosh1p(excess(s, x, y)) * inverse_root; }
   V near_value(const DifferenceSums<V>& p) const { return distance_of(lorentz_half_sinh_squared(p, c), c); }
 
   PairGradient<V> gradient(V s, V g, Facts<V> x, Facts<V> y) const {
@@ -101,7 +107,7 @@ struct LorentzDistance {
     const V t = excess(s, x, y);
     const V by_excess = g * inverse_root / sqrt(t * (t + V(T(2))));
     const V kappa = by_excess * c;
-    const V by_c = by_excess * (time.product_by_c - s) - g * V(T(0.5)) * theta(t) * inverse_root / c;
+    const V by_c = by_excess * (time.product_by_c - s) - g * V(T(0.5)) * acosh1p(t) * inverse_root / c;
     return {kappa, kappa * time.y_by_x, kappa * time.x_by_y, by_c};
   }
   PairGradient<V> near_gradient(const DifferenceSums<V>& p, V g) const {
@@ -112,7 +118,6 @@ struct LorentzDistance {
  private:
   // cosh(theta) - 1; NaN stays
   V excess(V s, Facts<V> x, Facts<V> y) const { return max(V(T(0)), lifted_product<T>(x, y) - c * s); }
-  V theta(V t) const { return log1p(t + sqrt(t * (t + V(T(2))))); }
 };
 
 template <class T>
@@ -128,11 +133,11 @@ struct PoincareDistance {
     return terms - (s + s) <= V(T(kNearShare)) * terms;
   }
   V value(V s, Facts<V> x, Facts<V> y) const {
-    return (inverse_root + inverse_root) * asinh(sqrt(c * gap(s, x, y) / (x.factor * y.factor)));
+    return acosh1p((c + c) * gap(s, x, y) / (x.factor * y.factor)) * inverse_root;
   }
   V near_value(const DifferenceSums<V>& p) const { return distance_of(poincare_half_sinh_squared(p, c), c); }
 
-  // q = c|x - y|^2 / (gap_x gap_y), value = 2/sqrt(c) asinh(sqrt(q))
+  // q = c|x - y|^2 / (gap_x gap_y), value = 2/sqrt(c) asinh(sqrt(q)) = acosh(1 + 2q)/sqrt(c)
   PairGradient<V> gradient(V s, V g, Facts<V> x, Facts<V> y) const {
     const V one(T(1)), c2 = c + c, weight = c / (x.factor * y.factor), q = weight * gap(s, x, y);
     const V by_q = g * inverse_root / sqrt(q * (one + q)), q_by_q = by_q * q;

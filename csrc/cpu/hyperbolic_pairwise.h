@@ -21,7 +21,10 @@ namespace pairwise {
 // or double, so that 16-bit types need no loops of their own.
 class StoredRows {
  public:
-  explicit StoredRows(const View& view) : view_(view), stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0) {}
+  explicit StoredRows(const View& view)
+      : view_(view),
+        stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0),
+        stream_(view.dtype == Dtype::float32 && streams(mmkern::rows<float>(view))) {}
 
   explicit operator bool() const { return view_.data != nullptr; }
 
@@ -31,7 +34,7 @@ class StoredRows {
   }
   template <class T>
   void write(int64_t i, int64_t j, int64_t n, const T* from) const {
-    with_row<T>(i, j, [&](auto* to) { for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(from)); }); });
+    with_row<T>(i, j, [&](auto* to) { for_each_vec<T>(n, stream_, [&](auto at) { at.store(to, at.load(from)); }); });
   }
 
  private:
@@ -52,6 +55,7 @@ class StoredRows {
 
   View view_;
   int64_t stride_;
+  bool stream_;
 };
 
 // The rows of an input as T: its own, or a copy of a 16-bit input.

@@ -223,6 +223,7 @@ inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
         fill_block(xs, padded_rows, ys + j * D, width, D, block);
         epilogue(i0, panel + j, int(rows), int(width), block, int64_t(Shape::block_cols));
       }
+      store_fence();
     });
   }
 }
