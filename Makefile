@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONSAFEPATH = 1
-# nvcc takes minutes, and nothing here can run what it makes; MMKERN_NO_CUDA=0 builds mmkern._cuda too.
-export MMKERN_NO_CUDA ?= 1
 NATIVE := setup.py pyproject.toml $(shell find csrc bindings -type f)
 
 .PHONY: demo test test-fast test-matrix lint format bench bench-check gpu-report gpu sanitize docs-memory wheel clean
