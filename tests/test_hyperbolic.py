@@ -120,6 +120,46 @@ def test_same_bits_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> 
             assert torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, 512), (torch.float32, 500), (torch.bfloat16, 512)], ids=str
+)
+@pytest.mark.parametrize("op", ["lorentz_exp_map0", "lorentz_log_map", "lorentz_parallel_transport"])
+def test_outputs_beyond_the_caches_have_the_bits_of_small_ones(
+    op: str, dtype: torch.dtype, width: int, threads: int
+) -> None:
+    """Stores past the caches, rows that do not begin at a line, and a last block that is not full."""
+    rows, g = (33 << 20) // (width * dtype.itemsize) + 3, generator()
+    vectors = {"lorentz_exp_map0": 1, "lorentz_log_map": 2, "lorentz_parallel_transport": 3}[op]
+    args = [(torch.randn(rows, width, generator=g) / width**0.5).to(dtype).requires_grad_() for _ in range(vectors)]
+    grad = torch.randn(rows, width, generator=g).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = getattr(ops, op)(*args, 0.7)
+        gradients = torch.autograd.grad(out, args, grad)
+        for first in range(0, rows, 1000):
+            part = [a.detach()[first : first + 1000].requires_grad_() for a in args]
+            small = getattr(ops, op)(*part, 0.7)
+            assert torch.equal(out[first : first + 1000], small)
+            of_part = torch.autograd.grad(small, part, grad[first : first + 1000])
+            for whole, piece in zip(gradients, of_part, strict=True):
+                assert torch.equal(whole[first : first + 1000], piece)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [3008, 3001])
+def test_all_pairs_beyond_the_caches_have_the_bits_of_small_ones(columns: int) -> None:
+    g = generator()
+    x, y = (randn(g, rows, 24, norm=1.0).float() for rows in (2900, columns))
+    out = ops.lorentz_pairwise_distance(x, y, 0.7)
+    for first in range(0, 2900, 480):
+        assert torch.equal(out[first : first + 480], ops.lorentz_pairwise_distance(x[first : first + 480], y, 0.7))
+
+
 @pytest.mark.parametrize("case", [c for c in one_of_each() if c.op not in PAIRWISE], ids=str)
 def test_a_nan_stays_in_its_row(case: Case) -> None:
     args = case.arguments(torch.float32)

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include <algorithm>
-
 #include "../call.h"
 #include "../dual.h"
 #include "parallel.h"
@@ -139,7 +137,8 @@ inline size_t last_cache_bytes() {
       fclose(file);
     }
     const size_t most = size_t(32) << 20;  // of a larger one, other cores have their share
-    return kilobytes ? std::min(size_t(kilobytes) << 10, most) : most;
+    const size_t shared = size_t(kilobytes) << 10;
+    return shared && shared < most ? shared : most;
   }();
   return bytes;
 }
