@@ -26,6 +26,20 @@ def x(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
+def test_the_gradient_of_a_row_may_have_any_stride() -> None:
+    points = [torch.randn(9, 5, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+    def gradients(grad: torch.Tensor) -> list[torch.Tensor]:
+        out = [torch.empty(9, 5), torch.empty(9, 5), torch.empty(())]
+        kernels.lorentz_distance_backward(grad, *points, 0.7, *out, 1)
+        return out
+
+    every_second = torch.randn(18)[::2]
+    for grad in (every_second, torch.tensor(0.5).expand(9)):
+        for strided, dense in zip(gradients(grad), gradients(grad.contiguous()), strict=True):
+            assert torch.equal(strided, dense)
+
+
 WRONG: list[tuple[str, tuple[Any, ...], str]] = [
     ("lorentz_exp_map0", (x(2, 3), 1.0, 1), "takes 4 arguments, got 3"),
     ("lorentz_exp_map0", (x(2, 3), 0.0, x(2, 3), 1), "curvature must be above 0"),

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build" / "sanitize"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
-SUITES = ("tests/test_hyperbolic.py", "tests/test_memory.py", "tests/test_bindings.py")
+SUITES = ("tests/test_hyperbolic.py", "tests/test_memory.py", "tests/test_bindings.py", "tests/test_dispatch.py")
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *SUITES, *sys.argv[1:]]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", *SUITES, *sys.argv[1:]]
     return subprocess.run(command, cwd=COPY, env=environment, check=False).returncode
 
 
