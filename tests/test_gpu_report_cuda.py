@@ -9,7 +9,7 @@ import pytest
 from tests.cuda_on_host.harness import HostLauncher, build
 from tools import gpu_report_cuda as report
 
-H100 = report._LIMITS["sm_90a"]
+H100 = report.MULTIPROCESSORS["sm_90"]
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,22 @@
 """What the CUDA kernels ask of a GPU, found out without one: nvcc compiles them, and their machine code is read.
 
-    python tools/gpu_report_cuda.py            # a table of sm_80, sm_90a, sm_100
-    python tools/gpu_report_cuda.py --check    # exit code 1 if a kernel spills
-
 Registers, stack and static shared memory are ptxas's; spills are also counted as local loads and stores in the machine
 code. Occupancy is the share of a multiprocessor's warps that fit, which these alone decide. Nothing here is a speed.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
-import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from tools.gpu_report_rows import MULTIPROCESSORS, occupancy
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc"
@@ -28,24 +24,6 @@ BUILD = ROOT / "build" / "gpu_report"
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 NVCC_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr")
 MATRIX_INSTRUCTIONS = ("HMMA", "IMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
-
-
-@dataclass(frozen=True)
-class Multiprocessor:
-    """What its threads share."""
-
-    warps: int
-    blocks: int
-    registers: int
-    shared_bytes: int
-    shared_reserved: int  # of each block, by the driver
-
-
-_LIMITS = {
-    "sm_80": Multiprocessor(64, 32, 65536, 164 << 10, 1024),
-    "sm_90a": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
-    "sm_100": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
-}
 
 
 @dataclass(frozen=True)
@@ -72,14 +50,6 @@ class CudaKernel:
 def threads_of(name: str) -> int:
     """Of a block: the tile kernels' only size, the row kernels' smallest and commonest; see mmkern/backends/cuda.py."""
     return 512 if name == "sum_partials" else 128
-
-
-def occupancy(limits: Multiprocessor, registers: int, shared_bytes: int, threads: int) -> float:
-    """The share of a multiprocessor's warps that fit; registers are given out by 256 to a warp."""
-    warps = -(-threads // 32)
-    by_registers = limits.registers // (-(-registers * 32 // 256) * 256) // warps
-    by_shared = limits.shared_bytes // (shared_bytes + limits.shared_reserved)
-    return min(by_registers, by_shared, limits.blocks, limits.warps // warps) * warps / limits.warps
 
 
 def find_tool(name: str) -> str:
@@ -183,42 +153,11 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
                         local_accesses=opcodes["LDL"] + opcodes["STL"],
                         shared_bytes=shared_bytes,
                         threads=threads_of(name),
-                        occupancy=occupancy(_LIMITS[architecture], registers, shared_bytes, threads_of(name)),
+                        occupancy=occupancy(
+                            MULTIPROCESSORS[architecture.rstrip("a")], registers, shared_bytes, threads_of(name)
+                        ),
                         instructions=opcodes.total(),
                         matrix_instructions=sum(opcodes[name] for name in MATRIX_INSTRUCTIONS),
                     )
                 )
     return sorted(found, key=lambda k: (k.name, ARCHITECTURES.index(k.architecture)))
-
-
-def table(rows: Sequence[CudaKernel]) -> str:
-    lines = [
-        f"{'kernel':58} {'arch':7} {'regs':>4} {'spill B':>7} {'shared B':>8} {'threads':>7} {'occup.':>6} "
-        f"{'instr.':>6} {'mma':>4}"
-    ]
-    lines += [
-        f"{k.name:58} {k.architecture:7} {k.registers:4} {k.spill_bytes:7} {k.shared_bytes:8} {k.threads:7} "
-        f"{k.occupancy:6.0%} {k.instructions:6} {k.matrix_instructions:4}"
-        for k in rows
-    ]
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit code 1 if a kernel spills")
-    parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
-    options = parser.parse_args()
-    if not shutil.which("nvcc"):
-        print("no nvcc: nothing to report")
-        return 0
-    rows = kernels()
-    print(json.dumps([asdict(row) for row in rows], indent=1) if options.json else table(rows))
-    spilling = [row for row in rows if row.spills]
-    for row in spilling:
-        print(f"spills: {row.name} on {row.architecture}", file=sys.stderr)
-    return 1 if options.check and spilling else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -43,6 +43,13 @@ class Multiprocessor:
     shared_reserved: int  # of each block, by the driver
 
 
+MULTIPROCESSORS = {
+    "sm_80": Multiprocessor(64, 32, 65536, 164 << 10, 1024),
+    "sm_90": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
+    "sm_100": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
+}
+
+
 def occupancy(limits: Multiprocessor, registers: int, shared_bytes: int, threads: int) -> float:
     """The share of a multiprocessor's warps that fit; registers are given out by 256 to a warp."""
     warps = -(-threads // 32)

@@ -21,15 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools.gpu_report_rows import KernelRow, Multiprocessor, cache_folder, occupancy, write_atomically
+from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-_LIMITS = {
-    "sm_80": Multiprocessor(64, 32, 65536, 164 << 10, 1024),
-    "sm_90": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
-    "sm_100": Multiprocessor(64, 32, 65536, 228 << 10, 1024),
-}
 _MATRIX = ("HGMMA", "UTCHMMA", "HMMA")
 
 
@@ -180,7 +175,7 @@ def _read_cubin(name: str, variant: str, target: str, compiled: Any) -> KernelRo
         spills=sum(opcode in ("STL", "LDL") for opcode in opcodes),
         shared_bytes=compiled.metadata.shared,
         threads=threads,
-        occupancy=occupancy(_LIMITS[target], registers, compiled.metadata.shared, threads),
+        occupancy=occupancy(MULTIPROCESSORS[target], registers, compiled.metadata.shared, threads),
         matrix={opcode: opcodes.count(opcode) for opcode in _MATRIX if opcode in opcodes},
     )
 
