@@ -305,8 +305,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, made: tuple[Tensor, tuple[Tensor | None, ...], Any], *args: Any) -> Tensor:
-        out, tensors, ctx.call = made
-        ctx.save_for_backward(*tensors)
+        out, ctx.to_save, ctx.call = made  # save_for_backward's assignment, without its call: 1 of 20 µs
         return out
 
     @staticmethod
