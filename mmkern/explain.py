@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import Tensor
 
 from . import backends
-from .ops._define import Op
+from .ops._define import OPS
 
 
 def explain(op: str, *args: Any) -> list[backends.Choice]:
@@ -20,15 +19,9 @@ def explain(op: str, *args: Any) -> list[backends.Choice]:
     Returns: one :class:`mmkern.backends.Choice` a backend, in the order in which they are tried; ``print(*answer)``.
     Raises: ValueError where there is no such op; TypeError where no argument is a tensor.
     """
-    ops = {name: value for name, value in _ops().items() if isinstance(value, Op)}
-    if f"_{op}" not in ops:
-        known = ", ".join(sorted(name[1:] for name in ops))
-        raise ValueError(f"explain: there is no op {op!r}; there are {known}")
+    if op not in OPS:
+        raise ValueError(f"explain: there is no op {op!r}; there are {', '.join(sorted(OPS))}")
     lead = next((a for a in args if isinstance(a, Tensor) and a.dim() > 0), None)
     if lead is None:
         raise TypeError(f"explain: {op} was given no tensor")
-    return backends.choices(ops[f"_{op}"], lead)
-
-
-def _ops() -> dict[str, Any]:
-    return vars(importlib.import_module("mmkern.ops.hyperbolic"))
+    return backends.choices(OPS[op], lead)

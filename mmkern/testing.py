@@ -57,6 +57,9 @@ def check_contract(
         return
     if not torch.equal(actual.isnan(), oracle.isnan()):
         raise ContractError(f"{what}: NaN expected elsewhere, first at {_where(actual.isnan() != oracle.isnan())}")
+    infinite = oracle.isinf()
+    if not torch.equal(actual[infinite].double(), oracle[infinite]):
+        raise ContractError(f"{what}: infinity expected, first at {_where(infinite & (actual != oracle))}")
     error = relative_error(actual, oracle, scale)
     allowed = factor * eager_error + torch.finfo(actual.dtype).eps
     if actual.dtype == torch.float64:
@@ -84,28 +87,43 @@ def _where(mask: Tensor) -> list[int]:
 
 
 def in_dtype(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
-    return [a.detach().to(dtype) if isinstance(a, Tensor) else a for a in args]
+    return [a.detach().to(dtype) if _is_floating(a) else a for a in args]
 
 
-def verify_forward(op: Op, args: Sequence[Any], out: Tensor) -> None:
-    """Hold the result of one call to the contract."""
-    with torch.no_grad():
-        oracle = op.reference(*in_dtype(args, torch.float64))
-        eager_error = _eager_error(op, args, lambda given: [op.reference(*given)], [None])[0]
-    check_contract(op.name, out, oracle, eager_error, factor=FORWARD_FACTOR, longest_sum=_longest_sum(op, args))
+def _is_floating(a: Any) -> bool:
+    return isinstance(a, Tensor) and a.is_floating_point()
 
 
-def verify_backward(op: Op, grad: Tensor, args: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
+def verify_forward(op: Op, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
+    """Hold the results of one call to the contract."""
+
+    def run(given: Sequence[Any]) -> Sequence[Tensor | None]:
+        with torch.no_grad():
+            result = op.reference(*given)
+        return result if isinstance(result, tuple) else [result]
+
+    eager_errors = _eager_error(op, args, run, [None] * len(outs))
+    for slot, (out, oracle) in enumerate(zip(outs, run(in_dtype(args, torch.float64)), strict=True)):
+        assert oracle is not None
+        what = f"{op.name}, output {slot}" if slot else op.name
+        n = _longest_sum(op, args)
+        check_contract(what, out, oracle, eager_errors[slot], factor=FORWARD_FACTOR, longest_sum=n)
+
+
+def verify_backward(op: Op, grads: Sequence[Tensor], args: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
     """Hold the gradients of one call to the contract; None stands for one that was not asked for."""
     wanted = [g is not None for g in gradients]
     wide = in_dtype(args, torch.float64)
 
     def run(given: Sequence[Any]) -> list[Tensor | None]:
-        return op.reference_gradients(grad.to(_lead_dtype(op, given)), wanted, given, create_graph=False)
+        to = _lead_dtype(op, given)
+        first, *others = grads
+        kept = [first.to(to), *(g.to(torch.promote_types(to, torch.float32)) for g in others)]
+        return op.reference_gradients(kept, wanted, given, create_graph=False)
 
     oracles = run(wide)
     scales = [
-        _largest_term(op, i, grad.double(), wide) if i in op.scalars and want else None
+        _largest_term(op, i, grads[0].double(), wide) if i in op.scalars and want else None
         for i, want in zip(op.tensors, wanted, strict=True)
     ]
     eager_errors = _eager_error(op, args, run, scales)
@@ -136,7 +154,7 @@ def _eager_error(
     for draw in range(DRAWS):
         near = in_dtype(args, eager_dtype) if dtype != eager_dtype else list(args)
         if draw > 0:
-            near = [_nudged(a, generator) if isinstance(a, Tensor) and a.dim() > 0 else a for a in near]
+            near = [_nudged(a, generator) if _is_floating(a) and a.dim() > 0 else a for a in near]
         oracles = run(in_dtype(near, torch.float64))
         for slot, (actual, oracle) in enumerate(zip(run(near), oracles, strict=True)):
             if actual is not None and oracle is not None and actual.numel():
@@ -163,7 +181,8 @@ def _largest_term(op: Op, index: int, grad: Tensor, args: Sequence[Any]) -> Tens
         return grad.new_zeros(())
 
     def of_scalar(value: Tensor) -> Tensor:
-        return op.reference(*args[:index], value, *args[index + 1 :])
+        out: Tensor = op.reference(*args[:index], value, *args[index + 1 :])
+        return out
 
     slope: Tensor = torch.func.jvp(of_scalar, (args[index],), (torch.ones_like(args[index]),))[1]
     lengths = [x.reshape(-1, x.shape[-1] if x.dim() else 1).norm(dim=-1) for x in (slope, grad)]
@@ -172,4 +191,4 @@ def _largest_term(op: Op, index: int, grad: Tensor, args: Sequence[Any]) -> Tens
 
 
 def _longest_sum(op: Op, args: Sequence[Any]) -> int:
-    return max(int(args[i].numel()) for i in op.vectors)
+    return max(int(args[i].numel()) for i in op.vectors if args[i] is not None)

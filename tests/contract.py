@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from mmkern import testing
-from mmkern.ops import hyperbolic
-from mmkern.ops._define import Op
+from mmkern.ops._define import OPS, Op
 from tests.cases.hyperbolic import Case
 
 
 def op_of(name: str) -> Op:
     """The definition behind a public function."""
-    op = getattr(hyperbolic, f"_{name}")
-    assert isinstance(op, Op)
-    return op
+    return OPS[name]
 
 
 def gradient_for(case: Case, out: Tensor) -> Tensor:
@@ -32,7 +29,7 @@ def check_forward(case: Case, run: Callable[..., Tensor], dtype: torch.dtype, de
     args = case.arguments(dtype, device)
     out = run(*args)
     assert out.dtype == dtype, f"{case}: dtype {out.dtype}, expected {dtype}"
-    testing.verify_forward(op, args, out)
+    testing.verify_forward(op, args, [out])
     return out
 
 
@@ -46,9 +43,9 @@ def check_backward(
     op = op_of(case.op)
     args = case.arguments(dtype, device)
     wanted = [isinstance(args[i], Tensor) for i in op.tensors]
-    grad = gradient_for(case, torch.empty(op.output(args), dtype=dtype, device=device))
+    grad = gradient_for(case, torch.empty(op.outputs[0](args), dtype=dtype, device=device))
     gradients = list(run(grad, wanted, args))
-    testing.verify_backward(op, grad, args, gradients)
+    testing.verify_backward(op, [grad], args, gradients)
     return gradients
 
 

@@ -270,7 +270,7 @@ def test_verify_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     with mmkern.verify(), pytest.raises(testing.ContractError, match="lorentz_exp_map0: error"):
         ops.lorentz_exp_map0(x, 1.0)
     with pytest.raises(testing.ContractError, match="gradient of v"), mmkern.verify():
-        op.run_backward(torch.ones(3, 4), [True, False], x, 1.0)
+        op.run_backward([torch.ones(3, 4)], [True, False], (x, 1.0))
 
 
 def test_a_dtype_without_a_kernel_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

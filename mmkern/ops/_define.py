@@ -41,16 +41,27 @@ _library = torch.library.Library("mmkern", "DEF")
 Shape = Callable[[Sequence[Any]], tuple[int, ...]]
 
 
+Kind = Literal["vector", "grid", "row_scalar", "scalar", "fixed", "option"]
+Result = Tensor | tuple[Tensor, ...]
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument of a schema.
 
-    A *vector* is read row by row; a *row scalar* has one number a row; a *scalar* is a 0-d tensor and may be a float in
-    the public call; an *option* is no tensor.
+    A *vector* is read row by row, all rows with one stride; a *grid* has a stride on each axis but the last; a *row
+    scalar* has one number a row; a *scalar* is a 0-d tensor and may be a float in the public call. These take a
+    gradient. A *fixed* tensor (a mask, lengths, a seed) takes none; an *option* is no tensor.
     """
 
     name: str
-    kind: Literal["vector", "row_scalar", "scalar", "option"]
+    kind: Kind
+    is_optional: bool = False
+
+    @property
+    def is_broadcast(self) -> bool:
+        """An optional grid, such as a bias: any of its axes may be 1."""
+        return self.kind == "grid" and self.is_optional
 
 
 def like(argument: int) -> Shape:
@@ -73,50 +84,55 @@ class Op:
     name: str
     family: str
     arguments: tuple[Argument, ...]
-    reference: Callable[..., Tensor]
-    output: Shape
+    reference: Callable[..., Any]
+    outputs: tuple[Shape, ...]
     requires: Sequence[Check]
     arrange: Callable[[Arguments], Arguments]
-    autocast_float32: bool
+    autocast: Literal["float32", "lower"]
     second_derivative: bool
+    backward_reads_outputs: bool
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = [a.kind for a in self.arguments]
-        self.lead = kinds.index("vector")
-        self.vectors = tuple(i for i, kind in enumerate(kinds) if kind in ("vector", "row_scalar"))
-        self.tensors = tuple(i for i, kind in enumerate(kinds) if kind != "option")
+        self.lead = next(i for i, kind in enumerate(kinds) if kind in ("vector", "grid"))
+        self.vectors = tuple(i for i, kind in enumerate(kinds) if kind in ("vector", "grid", "row_scalar"))
+        self.tensors = tuple(i for i, kind in enumerate(kinds) if kind not in ("fixed", "option"))
         self.scalars = tuple(i for i, kind in enumerate(kinds) if kind == "scalar")
+        # Sums over many rows come back in the dtype of the sum.
+        self.wide_gradients = (*self.scalars, *(i for i in self.tensors if self.arguments[i].is_broadcast))
         self.names = tuple(a.name for a in self.arguments)
-        self._direct = backends.direct(self, memory.empty, _record)
+        goes_directly = len(self.outputs) == 1 and not {"grid", "fixed"} & set(kinds)
+        self._direct = backends.direct(self, memory.empty, _record) if goes_directly else None
 
     # ---- The call ----------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any) -> Tensor:
+        """The output; of several, a tuple (which unpacks as a Tensor does, for type checkers)."""
         if is_dynamo_compiling():
-            return self._registered(self._prepare(args))
+            return self._registered(self._prepare(args))  # type: ignore[return-value]
         if self._direct is not None:
             out = self._direct(*args)
             if out is not NotImplemented:
                 return out  # type: ignore[no-any-return]
-        return self._routed(self._prepare(args))
+        return self._routed(self._prepare(args))  # type: ignore[return-value]
 
-    def _routed(self, args: Sequence[Any]) -> Tensor:
+    def _routed(self, args: Sequence[Any]) -> Result:
         lead = args[self.lead]
         if forward_ad._current_level >= 0:
-            return self.reference(*args)
+            return self.reference(*args)  # type: ignore[no-any-return]
         if torch._C._functorch.maybe_current_level() is not None:
             return _TransformableFunction.apply(self, *args)  # type: ignore[no-any-return]
-        is_plain = all(type(args[i]) in _PLAIN_TYPES for i in self.vectors)
+        is_plain = all(args[i] is None or type(args[i]) in _PLAIN_TYPES for i in self.vectors)
         if not is_plain or torch._C._len_torch_dispatch_stack() or lead.device.type not in _DEVICES:
             return self._registered(args)
         if backends.choose(self, lead) is None:
-            return self.reference(*args)
+            return self.reference(*args)  # type: ignore[no-any-return]
         if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return self.run(*args)
         with torch.no_grad():
             out = self.run(*args)
-        return _record((out, *_saved(self, args)), *args)  # type: ignore[no-any-return]
+        return _record((out, *_saved(self, args, out)), *args)  # type: ignore[no-any-return]
 
     def _prepare(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Checked, cast, broadcast and laid out as kernels want them."""
@@ -130,8 +146,9 @@ class Op:
             check(self.name, named)
         named = self.arrange(named)
         for i in self.vectors:
-            x = named[self.names[i]].resolve_neg()
-            named[self.names[i]] = dense_rows(x) if self.arguments[i].kind == "vector" else x.contiguous()
+            x = named[self.names[i]]
+            if x is not None:
+                named[self.names[i]] = _LAYOUTS[self.arguments[i].kind](x.resolve_neg())
         for i in self.scalars:
             value = named[self.names[i]]
             if isinstance(value, Tensor):
@@ -139,40 +156,52 @@ class Op:
         return tuple(named.values())
 
     def _autocast(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        if not self.autocast_float32:
-            return tuple(args)
-        return tuple(a.float() if isinstance(a, Tensor) and a.dtype.itemsize == 2 else a for a in args)
+        lower = torch.get_autocast_dtype(args[self.lead].device.type)
+        source, to = (_SIXTEEN_BITS, torch.float32) if self.autocast == "float32" else ((torch.float32,), lower)
+        return tuple(a.to(to) if isinstance(a, Tensor) and a.dtype in source else a for a in args)
 
     # ---- Running a kernel --------------------------------------------------------------------------------------
 
-    def run(self, *args: Any) -> Tensor:
+    def run(self, *args: Any) -> Result:
         """The forward kernel, or the reference where there is none; no autograd."""
         lead = args[self.lead]
         kernel = self._kernel(self.name, lead)
         if kernel is None:
             with torch.no_grad():
-                return self.reference(*args)
-        out = memory.empty(self.output(args), lead)
+                return self.reference(*args)  # type: ignore[no-any-return]
+        outs = self._empty_outputs(args)
         with torch.profiler.record_function(f"mmkern::{self.name}") if _profiling() else nullcontext():
-            kernel(*args, out)
+            kernel(*args, *outs)
         if settings.verify:
-            testing.verify_forward(self, args, out)
-        return out
+            testing.verify_forward(self, args, outs)
+        return outs[0] if len(outs) == 1 else outs
 
-    def run_backward(self, grad: Tensor, wanted: Sequence[bool], *args: Any) -> list[Tensor | None]:
-        """Gradients for the tensor arguments that are wanted, in their order; None for the others."""
+    def _empty_outputs(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The first in the dtype of the inputs, the others in that of their sums."""
+        lead = args[self.lead]
+        first, *others = (shape(args) for shape in self.outputs)
+        wide = accumulation_dtype(lead.dtype)
+        return memory.empty(first, lead), *(torch.empty(s, dtype=wide, device=lead.device) for s in others)
+
+    def run_backward(
+        self, grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any], outs: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """Gradients for the tensor arguments that are wanted, in their order; None for the others.
+
+        ``outs`` are the outputs, of an op whose backward kernel reads them.
+        """
         lead = args[self.lead]
         kernel = self._kernel(f"{self.name}_backward", lead)
         if kernel is None:
-            return self.reference_gradients(grad, wanted, args, create_graph=False)
+            return self.reference_gradients(grads, wanted, args, create_graph=False)
         gradients = [
             self._empty_gradient(i, args[i], lead) if want else None
             for i, want in zip(self.tensors, wanted, strict=True)
         ]
         with torch.profiler.record_function(f"mmkern::{self.name}_backward") if _profiling() else nullcontext():
-            kernel(self._dense_gradient(grad, lead), *args, *gradients)
+            kernel(*(self._dense_gradient(g, lead) for g in grads), *args, *outs, *gradients)
         if settings.verify:
-            testing.verify_backward(self, grad, args, gradients)
+            testing.verify_backward(self, grads, args, gradients)
         for slot, i in enumerate(self.tensors):
             gradient = gradients[slot]
             if gradient is not None and gradient.dtype != args[i].dtype:
@@ -180,7 +209,7 @@ class Op:
         return gradients
 
     def reference_gradients(
-        self, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any], create_graph: bool
+        self, grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any], create_graph: bool
     ) -> list[Tensor | None]:
         """The same gradients by PyTorch's autograd of the reference; differentiable again with ``create_graph``."""
         with torch.enable_grad():
@@ -193,9 +222,9 @@ class Op:
             full = list(args)
             for i, x in zip(self.tensors, inputs, strict=True):
                 full[i] = x
-            out = self.reference(*full)
+            outs = in_tuple(self.reference(*full))
             chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(out, chosen, grad, create_graph=create_graph, allow_unused=True))
+            found = iter(torch.autograd.grad(outs, chosen, grads, create_graph=create_graph, allow_unused=True))
         return [next(found) if want else None for want in wanted]
 
     def _kernel(self, name: str, lead: Tensor) -> backends.Kernel | None:
@@ -216,35 +245,43 @@ class Op:
         return dense_rows(grad) if grad.shape[-1:] == lead.shape[-1:] and grad.dim() > 1 else grad.contiguous()
 
     def _empty_gradient(self, index: int, arg: Tensor, lead: Tensor) -> Tensor:
-        if index in self.scalars:
-            return torch.empty((), dtype=accumulation_dtype(lead.dtype), device=lead.device)
+        if index in self.wide_gradients:
+            return torch.empty(arg.shape, dtype=accumulation_dtype(lead.dtype), device=lead.device)
         return memory.empty(arg.shape, arg)
 
     # ---- The registered op -------------------------------------------------------------------------------------
 
-    def _registered(self, args: Sequence[Any]) -> Tensor:
+    def _registered(self, args: Sequence[Any]) -> Result:
         full = list(args)
         lead = full[self.lead]
         for i in self.scalars:
             if not isinstance(full[i], Tensor):
                 # ones * value compiles once for all values; torch.full and torch.as_tensor once for each.
                 full[i] = torch.ones((), dtype=accumulation_dtype(lead.dtype), device=lead.device) * full[i]
-        result: Tensor = getattr(torch.ops.mmkern, self.name)(*full)
+        result: Result = getattr(torch.ops.mmkern, self.name)(*full)
         return result
 
     def wanted(self, needs_input_grad: Sequence[bool]) -> list[bool]:
         return [needs_input_grad[i] for i in self.tensors]
+
+    def split_backward(
+        self, given: Sequence[Any], wanted: Sequence[bool]
+    ) -> tuple[Sequence[Tensor], Sequence[bool], Sequence[Any], Sequence[Tensor]]:
+        """What :meth:`run_backward` takes, from gradients, arguments and outputs in a row."""
+        first, last = len(self.outputs), len(self.outputs) + len(self.arguments)
+        return given[:first], wanted, given[first:last], given[last:]
 
     def spread(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """One entry an argument, None for the options."""
         found = dict(zip(self.tensors, gradients, strict=True))
         return tuple(found.get(i) for i in range(len(self.arguments)))
 
-    def vmap(self, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
+    def vmap(self, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Result, Any]:
         """Row-wise ops take the batch as one more leading axis; the others go through the reference."""
         scalars_batched = any(in_dims[i] is not None for i in self.scalars)
         if scalars_batched or not self.takes_leading_axes:
-            return torch.func.vmap(self.reference, in_dims=tuple(in_dims))(*args), 0
+            found = torch.func.vmap(self.reference, in_dims=tuple(in_dims))(*args)
+            return found, (0,) * len(found) if isinstance(found, tuple) else 0
         moved = list(args)
         for i in self.vectors:
             dim = in_dims[i]
@@ -253,7 +290,7 @@ class Op:
 
     @property
     def takes_leading_axes(self) -> bool:
-        return "pairwise" not in self.name
+        return "pairwise" not in self.name and self.arguments[self.lead].kind == "vector"
 
 
 def dense_rows(x: Tensor) -> Tensor:
@@ -272,29 +309,48 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.dim() > 1 else x.contiguous()
 
 
+def dense_last_axis(x: Tensor) -> Tensor:
+    """``x`` itself where neighbours along its last axis are neighbours in memory, else a copy."""
+    return x if x.dim() == 0 or x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def in_tuple(result: Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "vector": dense_rows,
+    "grid": dense_last_axis,
+    "row_scalar": Tensor.contiguous,
+}
 _profiling = torch._C._autograd._profiler_enabled
 
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
 
 
-# What a node keeps: the tensors, and beside the op the other arguments; each argument is None in one of the two.
+# What a node keeps: the tensors, and beside the op the other arguments; each argument is None in one of the two. After
+# the arguments come the outputs, where the backward kernel reads them.
 _Saved = tuple[tuple[Tensor | None, ...], tuple["Op", tuple[Any, ...]]]
 
 
-def _saved(op: Op, args: Sequence[Any]) -> _Saved:
+def _saved(op: Op, args: Sequence[Any], result: Result) -> _Saved:
     tensors = tuple(a if isinstance(a, Tensor) else None for a in args)
-    return tensors, (op, tuple(None if isinstance(a, Tensor) else a for a in args))
+    outs = in_tuple(result) if op.backward_reads_outputs else ()
+    return (*tensors, *outs), (op, tuple(None if isinstance(a, Tensor) else a for a in args))
 
 
-def _save(ctx: Any, op: Op, args: Sequence[Any]) -> None:
-    tensors, ctx.call = _saved(op, args)
+def _save(ctx: Any, op: Op, args: Sequence[Any], result: Result) -> None:
+    tensors, ctx.call = _saved(op, args, result)
     ctx.save_for_backward(*tensors)
 
 
-def _restore(ctx: Any) -> tuple[Op, list[Any]]:
+def _restore(ctx: Any) -> tuple[Op, list[Any], Sequence[Tensor]]:
+    """The op, its arguments and, where the backward kernel reads them, its outputs."""
     op, numbers = ctx.call
-    return op, [number if a is None else a for a, number in zip(ctx.saved_tensors, numbers, strict=True)]
+    tensors = ctx.saved_tensors
+    args = [number if a is None else a for a, number in zip(tensors, numbers, strict=False)]
+    return op, args, tensors[len(numbers) :]
 
 
 class _Function(torch.autograd.Function):
@@ -304,21 +360,21 @@ class _Function(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, made: tuple[Tensor, tuple[Tensor | None, ...], Any], *args: Any) -> Tensor:
+    def forward(ctx: Any, made: tuple[Result, tuple[Tensor | None, ...], Any], *args: Any) -> Result:
         out, ctx.to_save, ctx.call = made  # save_for_backward's assignment, without its call: 1 of 20 µs
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        op, args = _restore(ctx)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        op, args, outs = _restore(ctx)
         wanted = op.wanted(ctx.needs_input_grad[1:])
         gradients: Sequence[Tensor | None]
         if not torch.is_grad_enabled():  # True exactly with create_graph=True
-            gradients = op.run_backward(grad, wanted, *args)
+            gradients = op.run_backward(grads, wanted, args, outs)
         elif op.second_derivative:
-            gradients = op.reference_gradients(grad, wanted, args, create_graph=True)
+            gradients = op.reference_gradients(grads, wanted, args, create_graph=True)
         else:
-            gradients = _OnceDifferentiable.apply(op, wanted, grad, *args)
+            gradients = _OnceDifferentiable.apply(op, wanted, *grads, *args, *outs)
         return None, *op.spread(gradients)
 
 
@@ -330,22 +386,22 @@ class _TransformableFunction(torch.autograd.Function):
     """The same under torch.func transforms."""
 
     @staticmethod
-    def forward(op: Op, *args: Any) -> Tensor:
+    def forward(op: Op, *args: Any) -> Result:
         return op.run(*args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, inputs[0], inputs[1:])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
+        _save(ctx, inputs[0], inputs[1:], output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        op, args = _restore(ctx)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        op, args, _ = _restore(ctx)
         wanted = op.wanted(ctx.needs_input_grad[1:])
         # Transforms nest, so each level differentiates the one below: always the reference.
-        return None, *op.spread(op.reference_gradients(grad, wanted, args, create_graph=True))
+        return None, *op.spread(op.reference_gradients(grads, wanted, args, create_graph=True))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Result, Any]:
         return op.vmap(info, in_dims[1:], *args)
 
 
@@ -353,9 +409,9 @@ class _OnceDifferentiable(torch.autograd.Function):
     """Gradients of an op that has no second derivative: asking for one raises instead of dropping the term."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, wanted: list[bool], grad: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, op: Op, wanted: list[bool], *given: Any) -> tuple[Tensor | None, ...]:
         ctx.op = op
-        return tuple(op.run_backward(grad, wanted, *args))
+        return tuple(op.run_backward(*op.split_backward(given, wanted)))
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:
@@ -373,20 +429,22 @@ def _plain(args: Sequence[Any]) -> list[Any]:
 
 # ---- Registration ----------------------------------------------------------------------------------------------------
 
-_ARGUMENT = re.compile(r"(Tensor|float|int|bool) (\w+)")
+_ARGUMENT = re.compile(r"(Tensor|Tensor\?|float|int|bool) (\w+)")
+OPS: dict[str, Op] = {}
 
 
 def define(
     schema: str,
     *,
     family: str,
-    reference: Callable[..., Tensor],
-    output: Shape,
+    reference: Callable[..., Any],
+    output: Shape | tuple[Shape, ...],
     requires: Sequence[Check],
-    kinds: Mapping[str, Literal["scalar", "row_scalar"]],
+    kinds: Mapping[str, Kind],
     arrange: Callable[[Arguments], Arguments] = lambda args: args,
-    autocast_float32: bool = True,
+    autocast: Literal["float32", "lower"] = "float32",
     second_derivative: bool = True,
+    backward_reads_outputs: bool = False,
 ) -> Op:
     """State an op once; returns the callable.
 
@@ -394,50 +452,70 @@ def define(
         schema: ``"name(Tensor x, Tensor curvature, float eps) -> Tensor"``, as registered with torch.
         family: the name of the family's files on every floor.
         reference: the meaning, called with the arguments in order.
-        output: the shape of the result; its dtype is that of the first vector argument.
+        output: the shape of the result, whose dtype is that of the first vector argument; of several, the others are
+            in the dtype of the sums.
         requires: checks, run in order where a call is not already what a kernel takes.
         kinds: which tensor arguments are not vectors (see :class:`Argument`).
         arrange: brings checked arguments to the shapes that kernels take (broadcasting).
-        autocast_float32: under autocast, run in float32.
+        autocast: under autocast, run in float32 or in autocast's own dtype.
         second_derivative: the reference can be differentiated twice.
+        backward_reads_outputs: the backward kernel takes the outputs after the arguments.
     """
     name, _, rest = schema.partition("(")
     arguments = tuple(
-        Argument(argument, "option" if kind != "Tensor" else kinds.get(argument, "vector"))
+        Argument(argument, kinds.get(argument, "vector") if "Tensor" in kind else "option", kind == "Tensor?")
         for kind, argument in _ARGUMENT.findall(rest)
     )
-    op = Op(name, family, arguments, reference, output, requires, arrange, autocast_float32, second_derivative)
+    outputs = output if isinstance(output, tuple) else (output,)
+    op = Op(
+        name,
+        family,
+        arguments,
+        reference,
+        outputs,
+        requires,
+        arrange,
+        autocast,
+        second_derivative,
+        backward_reads_outputs,
+    )
+    OPS[name] = op
     _register(op, schema)
     return op
 
 
 def _register(op: Op, schema: str) -> None:
-    inputs = schema[schema.index("(") + 1 : schema.rindex(")")]
+    inputs = schema[schema.index("(") + 1 : schema.index(")")]
+    grads = ", ".join(f"Tensor grad{i or ''}" for i in range(len(op.outputs)))
+    saved = "".join(f", Tensor out{i or ''}" for i in range(len(op.outputs) * op.backward_reads_outputs))
     results = ", ".join(["Tensor"] * len(op.tensors))
     backward_name = f"{op.name}_backward"
     _library.define(schema)
-    _library.define(f"{backward_name}(Tensor grad, {inputs}, bool[{len(op.tensors)}] wanted) -> ({results})")
+    _library.define(f"{backward_name}({grads}, {inputs}{saved}, bool[{len(op.tensors)}] wanted) -> ({results})")
     qualified, qualified_backward = f"mmkern::{op.name}", f"mmkern::{backward_name}"
 
-    def forward(*args: Any) -> Tensor:
+    def forward(*args: Any) -> Result:
         return op.run(*op._prepare(_plain(args)))
 
-    def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        *rest, wanted = args
-        grad, *rest = _plain([grad, *rest])
-        gradients = op.run_backward(grad, wanted, *op._prepare(rest))
+    def backward(*given: Any) -> tuple[Tensor, ...]:
+        grads, wanted, args, outs = op.split_backward(_plain(given[:-1]), given[-1])
+        gradients = op.run_backward(grads, wanted, op._prepare(args), outs)
         return tuple(
-            grad.new_empty(0) if g is None else g.to(rest[i].dtype) for i, g in zip(op.tensors, gradients, strict=True)
+            grads[0].new_empty(0) if g is None else g.to(args[i].dtype)
+            for i, g in zip(op.tensors, gradients, strict=True)
         )
 
-    def fake(*args: Any) -> Tensor:
-        out: Tensor = args[op.lead].new_empty(op.output(args))
-        return out
+    def fake(*args: Any) -> Result:
+        lead = args[op.lead]
+        wide = accumulation_dtype(lead.dtype)
+        first, *others = (shape(args) for shape in op.outputs)
+        outs = lead.new_empty(first), *(lead.new_empty(s, dtype=wide) for s in others)
+        return outs[0] if len(outs) == 1 else outs
 
-    def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        *rest, wanted = args
+    def fake_backward(*given: Any) -> tuple[Tensor, ...]:
+        grads, wanted, args, _ = op.split_backward(given[:-1], given[-1])
         return tuple(
-            rest[i].new_empty(rest[i].shape) if want else grad.new_empty(0)
+            args[i].new_empty(args[i].shape) if want else grads[0].new_empty(0)
             for i, want in zip(op.tensors, wanted, strict=True)
         )
 
@@ -447,16 +525,17 @@ def _register(op: Op, schema: str) -> None:
     torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_fake(qualified_backward, fake_backward, lib=_library)
     torch.library.register_vmap(qualified, op.vmap, lib=_library)
-    if op.autocast_float32:
+    if op.autocast == "float32":
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(qualified, device, torch.float32, lib=_library)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save(ctx, op, inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
+        _save(ctx, op, inputs, output)
 
-    def autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def autograd(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = op.wanted(ctx.needs_input_grad)
-        found = getattr(torch.ops.mmkern, backward_name)(grad, *_restore(ctx)[1], wanted)
+        _, args, outs = _restore(ctx)
+        found = getattr(torch.ops.mmkern, backward_name)(*grads, *args, *outs, wanted)
         found = found if isinstance(found, tuple | list) else (found,)
         return op.spread([g if want else None for g, want in zip(found, wanted, strict=True)])
 

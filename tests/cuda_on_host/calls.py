@@ -44,7 +44,7 @@ class GuardedOutputs:
 def forward(name: str, *args: Any) -> Tensor:
     op = op_of(name)
     with GuardedOutputs() as outputs:
-        out = outputs.new(op.output(args), args[op.lead].dtype)
+        out = outputs.new(op.outputs[0](args), args[op.lead].dtype)
         getattr(cuda, name)(*args, out)
     return out
 

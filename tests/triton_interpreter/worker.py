@@ -45,7 +45,7 @@ def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
 
 def forward(op: Op, args: Sequence[Any]) -> Tensor:
     lead = args[op.lead]
-    out = Output(torch.Size(op.output(args)), lead.dtype)
+    out = Output(torch.Size(op.outputs[0](args)), lead.dtype)
     getattr(kernels, op.name)(*args, out.tensor)
     out.check(op.name)
     return out.tensor
@@ -70,9 +70,9 @@ def hold_to_contract(case: Case, dtype: torch.dtype) -> None:
         return  # the dispatcher answers these
     args = prepared(op, args)
     out = forward(op, args)
-    testing.verify_forward(op, args, out)
+    testing.verify_forward(op, args, [out])
     grad = guarded(gradient_for(case, out))
-    testing.verify_backward(op, grad, args, backward(op, grad, args))
+    testing.verify_backward(op, [grad], args, backward(op, grad, args))
 
 
 def _cases(op: str) -> list[Case]:
