@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmkern import testing
-from mmkern.ops._define import OPS, Op
-from tests.cases.hyperbolic import Case
+from mmkern.ops._checks import accumulation_dtype
+from mmkern.ops._define import OPS, Op, Result, in_tuple
+from tests.cases.case import Case
 
 
 def op_of(name: str) -> Op:
@@ -18,47 +19,50 @@ def op_of(name: str) -> Op:
     return OPS[name]
 
 
-def gradient_for(case: Case, out: Tensor) -> Tensor:
+def gradients_for(case: Case, outs: Sequence[Tensor]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype).to(out.device)
+    wide = [torch.randn(out.shape, generator=generator, dtype=torch.float64) for out in outs]
+    return [g.to(out.dtype).to(out.device) for g, out in zip(wide, outs, strict=True)]
 
 
-def check_forward(case: Case, run: Callable[..., Tensor], dtype: torch.dtype, device: str = "cpu") -> Tensor:
+def check_forward(case: Case, run: Callable[..., Result], dtype: torch.dtype, device: str = "cpu") -> Result:
     """``run(*arguments)`` against the oracle; returns its result."""
     op = op_of(case.op)
     args = case.arguments(dtype, device)
-    out = run(*args)
-    assert out.dtype == dtype, f"{case}: dtype {out.dtype}, expected {dtype}"
-    testing.verify_forward(op, args, [out])
-    return out
+    result = run(*args)
+    first, *others = outs = in_tuple(result)
+    assert first.dtype == dtype, f"{case}: dtype {first.dtype}, expected {dtype}"
+    assert all(out.dtype == accumulation_dtype(dtype) for out in others)
+    testing.verify_forward(op, args, outs)
+    return result
 
 
 def check_backward(
     case: Case,
-    run: Callable[[Tensor, Sequence[bool], Sequence[Any]], Sequence[Tensor | None]],
+    run: Callable[[Sequence[Tensor], Sequence[bool], Sequence[Any]], Sequence[Tensor | None]],
     dtype: torch.dtype,
     device: str = "cpu",
 ) -> list[Tensor | None]:
-    """``run(grad, wanted, arguments)`` gives the gradients of the tensor arguments; each against the oracle."""
+    """``run(grads, wanted, arguments)`` gives the gradients of the tensor arguments; each against the oracle."""
     op = op_of(case.op)
     args = case.arguments(dtype, device)
     wanted = [isinstance(args[i], Tensor) for i in op.tensors]
-    grad = gradient_for(case, torch.empty(op.outputs[0](args), dtype=dtype, device=device))
-    gradients = list(run(grad, wanted, args))
-    testing.verify_backward(op, [grad], args, gradients)
+    grads = gradients_for(case, op.empty_outputs(args))
+    gradients = list(run(grads, wanted, args))
+    testing.verify_backward(op, grads, args, gradients)
     return gradients
 
 
 def by_autograd(
-    function: Callable[..., Tensor],
-) -> Callable[[Tensor, Sequence[bool], Sequence[Any]], list[Tensor | None]]:
+    function: Callable[..., Result],
+) -> Callable[[Sequence[Tensor], Sequence[bool], Sequence[Any]], list[Tensor | None]]:
     """Gradients of a public function, as a user gets them."""
 
-    def run(grad: Tensor, wanted: Sequence[bool], args: Sequence[Any]) -> list[Tensor | None]:
-        leaves = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in args]
-        out = function(*leaves)
-        tensors = [x for x in leaves if isinstance(x, Tensor)]
-        found = iter(torch.autograd.grad(out, tensors, grad, allow_unused=True))
+    def run(grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any]) -> list[Tensor | None]:
+        leaves = [a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        outs = in_tuple(function(*leaves))
+        tensors = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        found = iter(torch.autograd.grad(outs, tensors, grads, allow_unused=True))
         return [next(found) if want else None for want in wanted]
 
     return run

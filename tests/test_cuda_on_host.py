@@ -67,7 +67,7 @@ def test_forward(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_backward(case: Case, dtype: torch.dtype) -> None:
-    contract.check_backward(case, lambda grad, wanted, args: calls.backward(case.op, grad, wanted, args), dtype)
+    contract.check_backward(case, lambda grads, wanted, args: calls.backward(case.op, *grads, wanted, args), dtype)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op not in (*PAIRWISE, "lorentz_centroid")])
@@ -204,7 +204,7 @@ def test_blocks_walk_on_where_there_are_more_rows(
     case = calls.widened(case_of(op, "17x129", "2x3x7x24"), times)
     many = dataclasses.replace(case, build=lambda g: [_repeated(a, copies) for a in case.build(g)])
     contract.check_forward(many, lambda *args: calls.forward(op, *args), torch.float32)
-    contract.check_backward(many, lambda grad, wanted, args: calls.backward(op, grad, wanted, args), torch.float32)
+    contract.check_backward(many, lambda grads, wanted, args: calls.backward(op, *grads, wanted, args), torch.float32)
     expected = calls.both(many, torch.float32)
     with launcher.order(Order.reverse):
         for one, other in zip(expected, calls.both(many, torch.float32), strict=True):

@@ -21,7 +21,8 @@ from mmkern import backends, ops, testing
 from mmkern.ops import _define
 from mmkern.reference import hyperbolic as reference
 from tests import contract
-from tests.cases.hyperbolic import PAIRWISE, Case
+from tests.cases.case import Case
+from tests.cases.hyperbolic import PAIRWISE
 from tests.test_hyperbolic import leaves, one_of_each, public
 
 EVERY_OP = pytest.mark.parametrize("case", one_of_each(), ids=str)

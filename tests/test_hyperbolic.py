@@ -17,7 +17,8 @@ import mmkern
 from mmkern import ops
 from mmkern.reference import hyperbolic as reference
 from tests import contract
-from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
+from tests.cases.case import Case
+from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, in_ball, randn
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Every layout in float32; the other dtypes differ in loads and stores alone and take the layouts that stress those.

@@ -56,7 +56,16 @@ class Backend:
         missing = self.missing()
         if missing:
             reasons.append(missing)
+        if not reasons and not self._has(op):
+            reasons.append(f"has no kernel of {op.name}")
         return reasons
+
+    def _has(self, op: Op) -> bool:
+        try:
+            self.find(op.family, op.name)
+        except (AttributeError, ModuleNotFoundError):
+            return False
+        return True
 
 
 @functools.cache

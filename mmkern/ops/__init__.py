@@ -1,5 +1,6 @@
 """The fused ops: one function each, for every backend."""
 
+from .attention import cross_attention
 from .hyperbolic import (
     lorentz_centroid,
     lorentz_distance,
@@ -26,6 +27,7 @@ from .hyperbolic import (
 )
 
 __all__ = [
+    "cross_attention",
     "lorentz_centroid",
     "lorentz_distance",
     "lorentz_entailment_loss",

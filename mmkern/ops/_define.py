@@ -169,14 +169,14 @@ class Op:
         if kernel is None:
             with torch.no_grad():
                 return self.reference(*args)  # type: ignore[no-any-return]
-        outs = self._empty_outputs(args)
+        outs = self.empty_outputs(args)
         with torch.profiler.record_function(f"mmkern::{self.name}") if _profiling() else nullcontext():
             kernel(*args, *outs)
         if settings.verify:
             testing.verify_forward(self, args, outs)
         return outs[0] if len(outs) == 1 else outs
 
-    def _empty_outputs(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    def empty_outputs(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
         """The first in the dtype of the inputs, the others in that of their sums."""
         lead = args[self.lead]
         first, *others = (shape(args) for shape in self.outputs)

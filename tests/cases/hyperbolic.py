@@ -1,52 +1,19 @@
 """Cases of the hyperbolic family: which arguments each op is tried with.
 
-A case is built in float64 from a seeded generator and cast by the test, so every backend and dtype sees the same
-numbers. ``tests/contract.py`` runs them.
+``tests/contract.py`` runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .case import Case
+
 CURVATURES = (0.1, 1.0, 10.0)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: ``build(generator)`` gives the arguments in the order of the schema, tensors in float64."""
-
-    op: str
-    label: str
-    build: Callable[[torch.Generator], list[Any]]
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.label}"
-
-    def arguments(self, dtype: torch.dtype, device: str = "cpu") -> list[Any]:
-        """The arguments, rounded to ``dtype``; scalar tensors and ``r`` in the accumulation dtype."""
-        generator = torch.Generator().manual_seed(len(str(self)))
-        wide = dtype if dtype.itemsize > 2 else torch.float32
-        name = self.op
-        out = []
-        for i, value in enumerate(self.build(generator)):
-            if not isinstance(value, Tensor):
-                out.append(value)
-            elif value.dim() == 0 or (name == "mobius_scalar_mul" and i == 0):
-                out.append(value.to(wide).to(device))
-            else:
-                out.append(cast(value, dtype, device))
-        return out
-
-
-def cast(x: Tensor, dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    """``x`` in another dtype with the same strides, zeros (expanded axes) too."""
-    storage = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
-    return torch.as_strided(storage.to(dtype).to(device), x.shape, x.stride(), x.storage_offset())
 
 
 def randn(g: torch.Generator, *shape: int, norm: float | None = None) -> Tensor:
@@ -98,7 +65,7 @@ def _case(op: str, label: str, build: Callable[[torch.Generator], list[Any]], c:
     def full(g: torch.Generator) -> list[Any]:
         return [*build(g), c if isinstance(c, float) else c.clone(), *OPTIONS.get(op, [])]
 
-    return Case(op, label, full)
+    return Case(op, label, full, wide=(0,) if op == "mobius_scalar_mul" else ())
 
 
 def _point(op: str, c: float) -> Callable[[torch.Generator], Make]:

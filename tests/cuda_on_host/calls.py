@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmkern.backends import cuda
-from tests.cases.hyperbolic import Case
+from tests.cases.case import Case
 from tests.contract import op_of
 
 _GUARD = 64  # elements on either side of an output

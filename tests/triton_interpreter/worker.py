@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mmkern import testing
 from mmkern.ops._define import Op, dense_rows
-from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE, Case
-from tests.contract import gradient_for, op_of
+from tests.cases.case import Case
+from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
+from tests.contract import gradients_for, op_of
 
 from . import faulty_kernels, patches
 from .buffers import Output, guarded
@@ -71,7 +72,7 @@ def hold_to_contract(case: Case, dtype: torch.dtype) -> None:
     args = prepared(op, args)
     out = forward(op, args)
     testing.verify_forward(op, args, [out])
-    grad = guarded(gradient_for(case, out))
+    grad = guarded(gradients_for(case, [out])[0])
     testing.verify_backward(op, [grad], args, backward(op, grad, args))
 
 
@@ -137,7 +138,7 @@ def same_bits() -> None:
     for name in OPS:
         op = op_of(name)
         args = prepared(op, _case(name, "3x64", "5x33", "17x33x64").arguments(torch.float32))
-        grad = gradient_for(_cases(name)[0], forward(op, args))
+        grad = gradients_for(_cases(name)[0], [forward(op, args)])[0]
         before = backward(op, grad, args)
         assert torch.equal(forward(op, args), forward(op, args))
         for slot in range(len(before)):

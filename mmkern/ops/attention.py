@@ -1,0 +1,231 @@
+"""Attention of queries to the keys of another modality, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmkern.reference import attention as reference
+
+from ._checks import FLOATING, Arguments
+from ._define import define
+from ._random import seed_tensor
+
+_ALIGNMENTS = {
+    "top_left": reference.TOP_LEFT,
+    "bottom_right": reference.BOTTOM_RIGHT,
+    "resample": reference.RESAMPLE,
+}
+_BIASES = ("attn_bias", "bias")
+
+
+def _check(op: str, args: Arguments) -> None:
+    q, k, v = args["q"], args["k"], args["v"]
+    for name in ("q", "k", "v"):
+        _check_heads(op, name, args[name], q)
+    (batch, heads, queries, width), (_, groups, keys, _) = q.shape, k.shape
+    if k.shape[0] != batch or k.shape[3] != width:
+        raise ValueError(f"{op}: k has shape {list(k.shape)}, expected [{batch}, Hkv, S, {width}] as q {list(q.shape)}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"{op}: v has shape {list(v.shape)}, expected {list(k.shape[:3])} and Dv as k")
+    if groups == 0 or heads % groups:
+        raise ValueError(f"{op}: q has {heads} heads, expected a multiple of the {groups} of k and v")
+    if width == 0:
+        raise ValueError(f"{op}: q has shape {list(q.shape)}, expected at least one channel")
+    _check_tensor(op, "key_mask", args["key_mask"], q, (torch.bool,), (batch, keys))
+    _check_tensor(op, "prefix_lengths", args["prefix_lengths"], q, (torch.int64, torch.int32), (batch,))
+    _check_broadcast(op, "attn_mask", args["attn_mask"], q, (torch.bool,), (batch, heads, queries, keys))
+    for name in _BIASES:
+        _check_broadcast(op, name, args[name], q, FLOATING, (batch, heads, queries, keys))
+
+
+def _check_heads(op: str, name: str, x: Any, q: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
+    if x.dtype != q.dtype:
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {q.dtype} as q")
+    if x.device != q.device:
+        raise ValueError(f"{op}: {name} is on {x.device}, expected {q.device} as q")
+    if x.dim() != 4:
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected [batch, heads, length, channels]")
+
+
+def _check_tensor(
+    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None
+) -> None:
+    if x is None:
+        return
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor or None")
+    if x.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {expected}")
+    if x.device != q.device:
+        raise ValueError(f"{op}: {name} is on {x.device}, expected {q.device} as q")
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
+
+
+def _check_broadcast(
+    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], full: tuple[int, ...]
+) -> None:
+    _check_tensor(op, name, x, q, dtypes, None)
+    if x is None:
+        return
+    trailing = full[len(full) - x.dim() :]
+    if x.dim() > len(full) or any(size not in (1, wanted) for size, wanted in zip(x.shape, trailing, strict=True)):
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected to broadcast to {list(full)}")
+
+
+def _arrange(args: Arguments) -> Arguments:
+    """Four axes for what broadcasts, of the size 1 where they are expanded; biases in the dtype of q."""
+    for name in ("attn_mask", *_BIASES):
+        x = args[name]
+        if x is not None:
+            x = x[(None,) * (4 - x.dim())]
+            args[name] = _unexpanded(x if name == "attn_mask" else x.to(args["q"].dtype))
+    for name in ("key_mask", "prefix_lengths"):
+        if args[name] is not None:
+            args[name] = args[name].contiguous()
+    if args["prefix_lengths"] is not None:
+        args["prefix_lengths"] = args["prefix_lengths"].long()
+    return args
+
+
+def _unexpanded(x: Tensor) -> Tensor:
+    if x.requires_grad:  # each element has a gradient of its own
+        return x
+    for axis, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            x = x.narrow(axis, 0, 1)
+    return x if x.shape[3] == 1 or x.stride(3) == 1 else x.contiguous()
+
+
+_cross_attention = define(
+    "cross_attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? attn_mask, Tensor? attn_bias, "
+    "Tensor? bias, Tensor? prefix_lengths, Tensor? seed, float scale, float softcap, int left, int right, "
+    "int alignment, float dropout_p) -> (Tensor, Tensor)",
+    family="attention",
+    reference=reference.cross_attention,
+    output=(lambda args: (*args[0].shape[:3], args[2].shape[3]), lambda args: tuple(args[0].shape[:3])),
+    requires=[_check],
+    kinds={
+        **dict.fromkeys(("q", "k", "v", *_BIASES), "grid"),
+        **dict.fromkeys(("key_mask", "attn_mask", "prefix_lengths", "seed"), "fixed"),
+    },
+    arrange=_arrange,
+    autocast="lower",
+    second_derivative=False,
+    backward_reads_outputs=True,
+)
+
+
+def cross_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool = False,
+    causal_alignment: Literal["bottom_right", "top_left"] = "bottom_right",
+    prefix_lengths: Tensor | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    window_alignment: Literal["index", "resample"] = "index",
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+    return_lse: bool = False,
+) -> Any:
+    """``softmax(softcap(scale·q kᵀ) + attn_mask + bias) v``, in one pass, scores never in memory.
+
+    Query i stands at c(i) = i + S − L among the keys (``causal_alignment="top_left"``: at i;
+    ``window_alignment="resample"``: at i·S/L). It sees key j where every mask allows it and
+    c(i) − left ≤ j ≤ c(i) + right.
+
+    Args:
+        q: ``[B, Hq, L, D]``.
+        k: ``[B, Hkv, S, D]``; Hq is a multiple of Hkv, and neighbouring heads of q share one of k and v.
+        v: ``[B, Hkv, S, Dv]``.
+        key_mask: bool ``[B, S]``, True = attend.
+        attn_mask: bool (True = attend) or floating (added to the scores), broadcastable to ``[B, Hq, L, S]``.
+        bias: added to the scores, broadcastable to ``[B, Hq, L, S]``; has a gradient, as a floating attn_mask has.
+        scale: of the scores; 1/√D by default.
+        softcap: scores become ``softcap·tanh(scores / softcap)`` (Gemma 2), before masks and biases.
+        is_causal: no key beyond c(i).
+        causal_alignment: where c(0) is.
+        prefix_lengths: int ``[B]``: keys before it are seen by every query, the others causally (PaliGemma).
+        window_size: (left, right) keys around c(i); −1 = no bound.
+        window_alignment: "resample" stretches the queries over the keys: the band |i·S/L − j| ≤ w.
+        dropout_p: share of the weights set to zero, the others scaled by 1 / (1 − dropout_p).
+        generator: draws the seed of the dropout, where none is given.
+        seed, offset: of the dropout: Philox counters offset + row·⌈S/4⌉ + ⌊j/4⌋.
+        return_lse: return the log of the sum of each row's exponentials too.
+    Returns: ``[B, Hq, L, Dv]`` in the dtype of q; with ``return_lse`` also ``[B, Hq, L]`` in float32 (float64 for
+        float64). A query that sees no key gets 0 and −∞, and no gradient.
+    Raises: TypeError or ValueError where an argument does not fit, with its name.
+    Source: Dao 2023, FlashAttention-2, algorithms 1 and 2.
+    """
+    name = "cross_attention"
+    left, right, alignment = _band(name, is_causal, causal_alignment, prefix_lengths, window_size, window_alignment)
+    if not isinstance(dropout_p, int | float) or not 0 <= dropout_p < 1:
+        raise ValueError(f"{name}: dropout_p is {dropout_p}, expected a number in [0, 1)")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{name}: softcap is {softcap}, expected a number above 0, or None")
+    is_floating = isinstance(attn_mask, Tensor) and attn_mask.is_floating_point()
+    out, lse = _cross_attention(
+        q,
+        k,
+        v,
+        key_mask,
+        None if is_floating else attn_mask,
+        attn_mask if is_floating else None,
+        bias,
+        prefix_lengths,
+        seed_tensor(name, q, generator, seed, offset) if dropout_p > 0 else None,
+        _scale(name, q) if scale is None else scale,
+        0.0 if softcap is None else softcap,
+        left,
+        right,
+        alignment,
+        dropout_p,
+    )
+    return (out, lse) if return_lse else out
+
+
+def _scale(op: str, q: Any) -> float:
+    if not isinstance(q, Tensor) or q.dim() != 4 or q.shape[3] == 0:
+        return 1.0  # refused by the checks that follow
+    return float(q.shape[3] ** -0.5)
+
+
+def _band(
+    op: str,
+    is_causal: bool,
+    causal_alignment: str,
+    prefix_lengths: Tensor | None,
+    window_size: tuple[int, int],
+    window_alignment: str,
+) -> tuple[int, int, int]:
+    """The bounds left and right (−1 = none), and the alignment."""
+    for argument, value, known in (
+        ("causal_alignment", causal_alignment, ("bottom_right", "top_left")),
+        ("window_alignment", window_alignment, ("index", "resample")),
+    ):
+        if value not in known:
+            raise ValueError(f"{op}: {argument} is {value!r}, expected {' or '.join(map(repr, known))}")
+    if prefix_lengths is not None and not is_causal:
+        raise ValueError(f"{op}: prefix_lengths came with is_causal=False, expected is_causal=True")
+    left, right = window_size
+    if not all(isinstance(bound, int) and bound >= -1 for bound in (left, right)):
+        raise ValueError(f"{op}: window_size is {window_size}, expected two integers of at least -1")
+    alignment = causal_alignment if window_alignment == "index" else window_alignment
+    return left, 0 if is_causal else right, _ALIGNMENTS[alignment]
