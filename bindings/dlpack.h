@@ -11,7 +11,7 @@ struct Device {
 };
 constexpr Device kCpu = {1, 0};
 
-enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
+enum Code : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct DataType {
   uint8_t code;

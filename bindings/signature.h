@@ -4,9 +4,11 @@
 //
 // A tensor parameter is `name: axes`: `*` stands for any leading axes, equal wherever it occurs, and a letter for one
 // axis. All tensors share the dtype of the first, but one marked `acc` has the accumulation dtype (float32, or float64
-// beside float64), and one marked `flat` is walked with a single stride over all its axes. `positive name` is a
-// number above zero, `nonnegative name` one of at least zero. A tensor may be None if the kernel reads it as "not
-// wanted"; such parameters are marked `opt`.
+// beside float64), and one marked `bool` or `int64` has that. The axes before the last are walked with one stride; one
+// marked `flat` has a single stride over all axes, and one marked `strided` a stride for each, the last being dense;
+// of one marked `broadcast`, any axis may also have the size 1. `number name` is any, `positive name` above zero,
+// `nonnegative name` at least zero. A tensor may be None if the kernel reads it as "not there"; such parameters are
+// marked `opt`.
 #pragma once
 
 #include <algorithm>
@@ -18,10 +20,15 @@
 namespace mmkern {
 
 struct Parameter {
-  enum class Kind { tensor, positive, nonnegative };
+  enum class Kind { tensor, number, positive, nonnegative };
+  enum class Axes { rows, flat, strided, broadcast };
   Kind kind = Kind::tensor;
-  bool accumulates = false, optional = false, any_leading = false, flat = false;
+  Axes axes = Axes::rows;
+  Dtype fixed_dtype = Dtype::none;
+  bool accumulates = false, optional = false, any_leading = false;
   std::string name, letters;  // letters: the named axes after `*`
+
+  bool shares_dtype() const { return kind == Kind::tensor && !accumulates && fixed_dtype == Dtype::none; }
 };
 
 class Signature {
@@ -52,17 +59,18 @@ class Signature {
       for (int i = 0; i < named; ++i) {
         const int letter = p.letters[size_t(i)];
         const int64_t size = view.sizes[rest + i];
+        if (p.axes == Parameter::Axes::broadcast && size == 1) continue;
         if (known[letter] && axis[letter] != size) throw BadArgument{mismatch(rest + i, size, axis[letter])};
         known[letter] = true;
         axis[letter] = size;
       }
-      check_strides(view, p.flat ? 0 : named);
+      check_strides(p, view, named);
     }
 
     void match_dtype(const Parameter& p, const View& view) {
       const Dtype accumulate = dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-      const Dtype expected = p.accumulates ? accumulate : dtype;
-      if (view.dtype != expected || view.dtype == Dtype::int64) throw BadArgument{"has another dtype than expected"};
+      const Dtype expected = p.fixed_dtype != Dtype::none ? p.fixed_dtype : p.accumulates ? accumulate : dtype;
+      if (view.dtype != expected) throw BadArgument{"has another dtype than expected"};
     }
 
     void match_leading(const View& view, int rest) {
@@ -76,13 +84,14 @@ class Signature {
         if (view.sizes[i] != leading->sizes[i]) throw BadArgument{mismatch(i, view.sizes[i], leading->sizes[i])};
     }
 
-    // A row is read with stride 1, and all axes before it are walked with one stride.
-    static void check_strides(const View& view, int named) {
+    static void check_strides(const Parameter& p, const View& view, int named) {
       int last = view.rank;
-      if (named > 0) {
+      if (named > 0 && p.axes != Parameter::Axes::flat) {
         --last;
         if (view.sizes[last] > 1 && view.strides[last] != 1) throw BadArgument{"has a last axis that is not dense"};
       }
+      if (p.axes == Parameter::Axes::strided || p.axes == Parameter::Axes::broadcast) return;
+      if (std::count(view.sizes, view.sizes + view.rank, 0)) return;
       int64_t expected = -1;
       for (int i = last - 1; i >= 0; --i) {
         if (view.sizes[i] == 1) continue;
@@ -122,9 +131,9 @@ class Signature {
 
   // The parameter whose dtype the others share.
   size_t lead() const {
-    return size_t(std::find_if(parameters_.begin(), parameters_.end(),
-                               [](const Parameter& p) { return p.kind == Parameter::Kind::tensor && !p.accumulates; }) -
-                  parameters_.begin());
+    return size_t(
+        std::find_if(parameters_.begin(), parameters_.end(), [](const Parameter& p) { return p.shares_dtype(); }) -
+        parameters_.begin());
   }
 
   // Fills `call` from the first `count` of Python's arguments, or throws BadArgument.
@@ -164,11 +173,16 @@ class Signature {
       if (found) text.erase(0, std::string(word).size());
       return found;
     };
+    if (take("number ")) p.kind = Parameter::Kind::number;
     if (take("positive ")) p.kind = Parameter::Kind::positive;
     if (take("nonnegative ")) p.kind = Parameter::Kind::nonnegative;
     p.optional = take("opt ");
     p.accumulates = take("acc ");
-    p.flat = take("flat ");
+    if (take("bool ")) p.fixed_dtype = Dtype::boolean;
+    if (take("int64 ")) p.fixed_dtype = Dtype::int64;
+    if (take("flat ")) p.axes = Parameter::Axes::flat;
+    if (take("strided ")) p.axes = Parameter::Axes::strided;
+    if (take("broadcast ")) p.axes = Parameter::Axes::broadcast;
     const size_t colon = text.find(':');
     p.name = text.substr(0, colon);
     if (p.kind == Parameter::Kind::tensor) {
@@ -199,7 +213,7 @@ class Signature {
       const Parameter& p = parameters_[i];
       if (p.kind != Parameter::Kind::tensor) continue;
       const View& view = call.tensors[tensors++];
-      if (!p.accumulates && view.dtype != Dtype::none) return view.dtype;
+      if (p.shares_dtype() && is_floating(view.dtype)) return view.dtype;
     }
     return Dtype::none;
   }

@@ -67,8 +67,8 @@ class TensorReader {
     const py::module_ torch = py::module_::import("torch");
     tensor_type_ = reinterpret_cast<PyTypeObject*>(kept(torch.attr("Tensor")));
     parameter_type_ = reinterpret_cast<PyTypeObject*>(kept(torch.attr("nn").attr("Parameter")));
-    const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64"};
-    for (int i = 0; i < 5; ++i) dtypes_[i] = kept(torch.attr(names[i]));
+    const char* names[] = {"float32", "float64", "bfloat16", "float16", "int64", "bool"};
+    for (int i = 0; i < kDtypes; ++i) dtypes_[i] = kept(torch.attr(names[i]));
     exchange_ = find_exchange(torch.attr("Tensor"));
   }
 
@@ -105,6 +105,7 @@ class TensorReader {
       case dlpack::kBfloat << 8 | 16: return Dtype::bfloat16;
       case dlpack::kFloat << 8 | 16: return Dtype::float16;
       case dlpack::kInt << 8 | 64: return Dtype::int64;
+      case dlpack::kBool << 8 | 8: return Dtype::boolean;
       default: return Dtype::none;
     }
   }
@@ -129,7 +130,7 @@ class TensorReader {
   }
 
   Dtype dtype(PyObject* object) const {
-    for (int i = 0; i < 5; ++i)
+    for (int i = 0; i < kDtypes; ++i)
       if (dtypes_[i] == object) return Dtype(i);
     throw BadArgument{"has dtype " + std::string(py::str(object))};
   }
@@ -165,7 +166,8 @@ class TensorReader {
   const dlpack::Exchange* exchange_ = nullptr;
   PyTypeObject* tensor_type_;
   PyTypeObject* parameter_type_;
-  PyObject* dtypes_[5];
+  static constexpr int kDtypes = int(Dtype::none);
+  PyObject* dtypes_[kDtypes];
 };
 
 }  // namespace mmkern

@@ -7,18 +7,21 @@
 
 namespace mmkern {
 
-enum class Dtype : int { float32, float64, bfloat16, float16, int64, none };
+enum class Dtype : int { float32, float64, bfloat16, float16, int64, boolean, none };
 
 constexpr int64_t bytes_of(Dtype dtype) {
   return dtype == Dtype::none                               ? 0
+         : dtype == Dtype::boolean                          ? 1
          : dtype == Dtype::float32                          ? 4
          : dtype == Dtype::float64 || dtype == Dtype::int64 ? 8
                                                             : 2;
 }
 
+constexpr bool is_floating(Dtype dtype) { return dtype < Dtype::int64; }
+
 constexpr int kMaxRank = 12;
-constexpr int kMaxTensors = 12;
-constexpr int kMaxScalars = 4;
+constexpr int kMaxTensors = 20;
+constexpr int kMaxScalars = 8;
 
 struct View {
   void* data = nullptr;  // null where the argument was None

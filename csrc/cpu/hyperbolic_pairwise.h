@@ -12,48 +12,30 @@
 #include "hyperbolic_geometry.h"
 #include "row_ops.h"
 #include "score_tiles.h"
+#include "stored.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace pairwise {
 
-// A matrix in its storage type, read and written a stretch of a row at a time. The tile loop's arithmetic is in float
-// or double, so that 16-bit types need no loops of their own.
+// A matrix in its storage type.
+template <class T>
 class StoredRows {
  public:
   explicit StoredRows(const View& view)
-      : view_(view),
+      : stored_(view),
         stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0),
         stream_(view.dtype == Dtype::float32 && streams(mmkern::rows<float>(view))) {}
 
-  explicit operator bool() const { return view_.data != nullptr; }
+  explicit operator bool() const { return bool(stored_); }
 
-  template <class T>
-  void read(int64_t i, int64_t j, int64_t n, T* to) const {
-    with_row<T>(i, j, [&](const auto* from) { for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(from)); }); });
-  }
-  template <class T>
+  void read(int64_t i, int64_t j, int64_t n, T* to) const { (stored_ + (i * stride_ + j)).read(n, to); }
   void write(int64_t i, int64_t j, int64_t n, const T* from) const {
-    with_row<T>(i, j, [&](auto* to) { for_each_vec<T>(n, stream_, [&](auto at) { at.store(to, at.load(from)); }); });
+    (stored_ + (i * stride_ + j)).write(n, from, stream_);
   }
 
  private:
-  template <class T, class F>
-  void with_row(int64_t i, int64_t j, F f) const {
-    if constexpr (sizeof(T) == sizeof(double)) {
-      f(row<T>(i, j));
-    } else {
-      if (view_.dtype == Dtype::bfloat16) return f(row<bf16>(i, j));
-      if (view_.dtype == Dtype::float16) return f(row<half>(i, j));
-      f(row<T>(i, j));
-    }
-  }
-  template <class S>
-  S* row(int64_t i, int64_t j) const {
-    return static_cast<S*>(view_.data) + i * stride_ + j;
-  }
-
-  View view_;
+  Stored<T> stored_;
   int64_t stride_;
   bool stream_;
 };
@@ -64,18 +46,16 @@ struct InputRows {
   Scratch<T> copy;
   const Rows<const T> rows;
 
-  explicit InputRows(const View& view) : copy(is_stored_as_t(view) ? 0 : size(view)), rows(view_or_copy(view)) {}
+  explicit InputRows(const View& view)
+      : copy(Stored<T>(view).as_they_are() ? 0 : size(view)), rows(view_or_copy(view)) {}
 
  private:
-  static bool is_stored_as_t(const View& view) {
-    return view.dtype == (sizeof(T) == sizeof(double) ? Dtype::float64 : Dtype::float32);
-  }
   static int64_t size(const View& view) { return view.sizes[0] * view.sizes[1]; }
 
   Rows<const T> view_or_copy(const View& view) {
-    if (is_stored_as_t(view)) return mmkern::rows<const T>(view);
+    if (Stored<T>(view).as_they_are()) return mmkern::rows<const T>(view);
     const int64_t n = view.sizes[0], cols = view.sizes[1];
-    const StoredRows stored(view);
+    const StoredRows<T> stored(view);
     for (int64_t i = 0; i < n; ++i) stored.read(i, 0, cols, copy.data + i * cols);
     return {copy.data, n, cols, cols};
   }
@@ -130,7 +110,7 @@ template <class T, class Geometry>
 void forward(const Call& call) {
   const InputRows<T> x_rows(call[0]), y_rows(call[1]);
   const auto &x = x_rows.rows, &y = y_rows.rows;
-  const StoredRows out(call[2]);
+  const StoredRows<T> out(call[2]);
   const Geometry geometry(T(call.scalars[0]));
   const RowFacts<T> of_x(geometry, x), of_y(geometry, y);
   score_tiles<T>(x, y, call.threads, [&](int64_t i0, int64_t j0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
@@ -221,7 +201,7 @@ Vec<T> lane_indices() {
 }
 
 template <class T, class Geometry>
-void find_weights(const Geometry& geometry, const Rows<const T>& x, const Rows<const T>& y, const StoredRows& grad,
+void find_weights(const Geometry& geometry, const Rows<const T>& x, const Rows<const T>& y, const StoredRows<T>& grad,
                   int threads, Weights<T>& weights) {
   const RowFacts<T> of_x(geometry, x), of_y(geometry, y);
   const Vec<T> lane_index = lane_indices<T>(), zero(T(0));
@@ -292,7 +272,7 @@ class NearPairsOf {
 // out = scale x - kappa y, row by row; near pairs enter through their differences.
 template <class T, class Kappa>
 void combine(const Kappa& kappa, const Rows<const T>& x, const Rows<const T>& y, const T* scale,
-             const NearPairsOf<T>& near, const StoredRows& out, int threads) {
+             const NearPairsOf<T>& near, const StoredRows<T>& out, int threads) {
   score_tiles<T>(kappa, Columns<const T>(y), threads,
                  [&](int64_t i0, int64_t d0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
                    near.for_each(i0, tile_rows, [&](int64_t i, int64_t j, T weight) {
@@ -317,7 +297,7 @@ template <class T, class Geometry>
 void backward(const Call& call) {
   const InputRows<T> x_rows(call[1]), y_rows(call[2]);
   const auto &x = x_rows.rows, &y = y_rows.rows;
-  const StoredRows grad(call[0]), x_to(call[3]), y_to(call[4]);
+  const StoredRows<T> grad(call[0]), x_to(call[3]), y_to(call[4]);
   RowPartials<T> curvature_to(call[5], x.rows);
   Weights<T> weights(x.rows, y.rows);
   find_weights<T>(Geometry(T(call.scalars[0])), x, y, grad, call.threads, weights);

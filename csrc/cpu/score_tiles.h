@@ -67,29 +67,46 @@ inline thread_local ThreadBuffer packed_columns, packed_rows, cache_block;
 MMKERN_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MMKERN_FN int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// Scalar: for (i < rows) for (j < cols) for (k < depth) sums[i][j] += x[i][k] * y[k][j];  or = where `first`
-template <class T>
-MMKERN_FN void register_tile(const T* x, const T* y, int64_t depth, bool first, T* sums) {
-  using Shape = TileShape<T>;
-  constexpr int W = Vec<T>::size;
-  Vec<T> acc[Shape::rows][2];
+enum class Into { set, add };
+
+// Scalar: for (i < rows) for (j < kVecs * W) for (k < depth) to[i][j] += x[i][k] * y[k][j];  or = with Into::set
+// x[i][k] lies at i * kRow + k * kDepth, y[k][j] at k * y_stride + j, to[i][j] at i * ld + j.
+template <class T, int kVecs, int kRow, int kDepth>
+MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t depth, Into into, T* to, int64_t ld) {
+  constexpr int W = Vec<T>::size, rows = TileShape<T>::rows;
+  Vec<T> acc[rows][kVecs];
 #pragma GCC unroll 16
-  for (int i = 0; i < Shape::rows; ++i) acc[i][0] = acc[i][1] = Vec<T>(T(0));
-  for (int64_t k = 0; k < depth; ++k) {
-    const Vec<T> y0 = Vec<T>::load(y + k * Shape::cols), y1 = Vec<T>::load(y + k * Shape::cols + W);
+  for (int i = 0; i < rows; ++i)
+    for (int v = 0; v < kVecs; ++v) acc[i][v] = Vec<T>(T(0));
+  for (int64_t k = 0; k < depth; ++k, x += kDepth, y += y_stride) {
+    Vec<T> yk[kVecs];
+    for (int v = 0; v < kVecs; ++v) yk[v] = Vec<T>::load(y + v * W);
 #pragma GCC unroll 16
-    for (int i = 0; i < Shape::rows; ++i) {
-      const Vec<T> xi(x[i * Shape::depth + k]);
-      acc[i][0] = fma(xi, y0, acc[i][0]);
-      acc[i][1] = fma(xi, y1, acc[i][1]);
+    for (int i = 0; i < rows; ++i) {
+      const Vec<T> xi(x[i * kRow]);
+      for (int v = 0; v < kVecs; ++v) acc[i][v] = fma(xi, yk[v], acc[i][v]);
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < Shape::rows; ++i) {
-    T* const to = sums + i * Shape::block_cols;
-    (first ? acc[i][0] : acc[i][0] + Vec<T>::load(to)).store(to);
-    (first ? acc[i][1] : acc[i][1] + Vec<T>::load(to + W)).store(to + W);
-  }
+  for (int i = 0; i < rows; ++i)
+    for (int v = 0; v < kVecs; ++v) {
+      T* const at = to + i * ld + v * W;
+      (into == Into::set ? acc[i][v] : acc[i][v] + Vec<T>::load(at)).store(at);
+    }
+}
+
+// All columns of such tiles: `rows` and `cols` are rounded up to whole tiles and whole vectors. y(j) is column j of y.
+template <class T, int kRow, int kDepth, class Y>
+MMKERN_FN void register_tiles(const T* x, Y y, int64_t y_stride, int64_t rows, int64_t cols, int64_t depth, Into into,
+                              T* to, int64_t ld) {
+  constexpr int W = Vec<T>::size, R = TileShape<T>::rows;
+  int64_t j = 0;
+  for (; j + W < cols; j += 2 * W)
+    for (int64_t i = 0; i < rows; i += R)
+      register_tile<T, 2, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, into, to + i * ld + j, ld);
+  if (j < cols)
+    for (int64_t i = 0; i < rows; i += R)
+      register_tile<T, 1, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, into, to + i * ld + j, ld);
 }
 
 // The transpose of a whole or partial block of m: v[c] holds lane r of rows [r0, r0 + W) at column c0 + c, 0 outside m.
@@ -178,10 +195,9 @@ __attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys
   const int64_t depth = depth_of<T>(D);
   for (int64_t i = 0; D == 0 && i < rows * Shape::block_cols; ++i) block[i] = 0;
   for (int64_t k = 0; k < D; k += depth, xs += rows * Shape::depth)
-    for (int64_t j = 0; j < cols; j += Shape::cols)
-      for (int64_t i = 0; i < rows; i += Shape::rows)
-        register_tile(xs + i * Shape::depth, ys + j * D + k * Shape::cols, smaller(depth, D - k), k == 0,
-                      block + i * Shape::block_cols + j);
+    register_tiles<T, Shape::depth, 1>(
+        xs, [&](int64_t j) { return ys + j * D + k * Shape::cols; }, Shape::cols, rows, cols, smaller(depth, D - k),
+        k == 0 ? Into::set : Into::add, block, Shape::block_cols);
 }
 
 // Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of

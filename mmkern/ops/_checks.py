@@ -11,6 +11,7 @@ from torch import Tensor
 Arguments = dict[str, Any]
 Check = Callable[[str, Arguments], None]
 
+NUMBER = (int, float)  # not int | float, which Dynamo of torch 2.9 cannot trace
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -82,7 +83,7 @@ def positive(name: str, beside: str) -> Check:
             if not _is_readable(value):
                 return
             value = value.item()
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, NUMBER) or isinstance(value, bool):
             raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a float or a 0-d Tensor")
         if not value > 0:
             raise ValueError(f"{op}: {name} is {value}, expected a number above 0")
@@ -113,7 +114,7 @@ def _check_scalar_tensor(op: str, name: str, value: Tensor, beside: Tensor) -> N
 def non_negative_number(name: str) -> Check:
     def check(op: str, args: Arguments) -> None:
         value = args[name]
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, NUMBER) or isinstance(value, bool):
             raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a float")
         if not value >= 0:
             raise ValueError(f"{op}: {name} is {value}, expected a number of at least 0")

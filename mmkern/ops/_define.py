@@ -536,7 +536,7 @@ def _register(op: Op, schema: str) -> None:
         wanted = op.wanted(ctx.needs_input_grad)
         _, args, outs = _restore(ctx)
         found = getattr(torch.ops.mmkern, backward_name)(*grads, *args, *outs, wanted)
-        found = found if isinstance(found, tuple | list) else (found,)
+        found = (found,) if isinstance(found, Tensor) else found
         return op.spread([g if want else None for g, want in zip(found, wanted, strict=True)])
 
     def refuse(ctx: Any, *_: Tensor) -> None:

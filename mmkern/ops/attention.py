@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmkern.reference import attention as reference
 
-from ._checks import FLOATING, Arguments
+from ._checks import FLOATING, NUMBER, Arguments
 from ._define import define
 from ._random import seed_tensor
 
@@ -176,7 +176,7 @@ def cross_attention(
     """
     name = "cross_attention"
     left, right, alignment = _band(name, is_causal, causal_alignment, prefix_lengths, window_size, window_alignment)
-    if not isinstance(dropout_p, int | float) or not 0 <= dropout_p < 1:
+    if not isinstance(dropout_p, NUMBER) or not 0 <= dropout_p < 1:
         raise ValueError(f"{name}: dropout_p is {dropout_p}, expected a number in [0, 1)")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{name}: softcap is {softcap}, expected a number above 0, or None")

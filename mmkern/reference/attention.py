@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .philox import philox, uniform
+from .philox import philox, threshold
 
 # How query i finds its place among the keys, for windows and causality.
 TOP_LEFT, BOTTOM_RIGHT, RESAMPLE = 0, 1, 2
@@ -87,4 +87,5 @@ def kept(shape: torch.Size, seed: Tensor, dropout_p: float) -> Tensor:
     *leading, keys = shape
     fours = -(-keys // 4)
     counter = seed[1] + torch.arange(torch.Size(leading).numel() * fours, device=seed.device)
-    return uniform(philox(seed[0], counter)).view(*leading, fours * 4)[..., :keys] >= dropout_p
+    words = philox(seed[0], counter).view(*leading, fours * 4)[..., :keys]
+    return words >= threshold(dropout_p)

@@ -3,6 +3,8 @@ as easy as 1, 2, 3")."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,8 @@ def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 def uniform(words: Tensor) -> Tensor:
     """``⌊w / 2⁸⌋ 2⁻²⁴`` in [0, 1): exact in float32."""
     return (words >> (32 - UNIFORM_BITS)) * 2.0**-UNIFORM_BITS
+
+
+def threshold(probability: float) -> int:
+    """The least word whose uniform number is at least ``probability`` < 1."""
+    return math.ceil(probability * 2**UNIFORM_BITS) << (32 - UNIFORM_BITS)

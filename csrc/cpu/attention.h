@@ -1,0 +1,328 @@
+// What one call of cross_attention is about: where everything lies, and which keys a query sees.
+//
+// The queries that share a head of k and v are one matrix: row r is query r % L of the group's head r / L.
+#pragma once
+
+#include <type_traits>
+
+#include "../call.h"
+#include "../philox.h"
+#include "score_tiles.h"
+#include "stored.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace attention {
+
+// As numbered in mmkern/reference/attention.py.
+enum class Alignment { top_left, bottom_right, resample };
+
+// Keys first, first + 1, ..., last - 1.
+struct KeyRange {
+  int64_t first, last;
+
+  bool is_empty() const { return first >= last; }
+  void widen(KeyRange other) {
+    first = smaller(first, other.first);
+    last = last > other.last ? last : other.last;
+  }
+  void narrow(KeyRange other) {
+    first = first > other.first ? first : other.first;
+    last = smaller(last, other.last);
+  }
+};
+
+// [B, H, L, S] in which any axis may have the size 1; its stride then is 0.
+struct Broadcast {
+  View view;
+  int64_t strides[4] = {};
+
+  explicit Broadcast(const View& of) : view(of) {
+    if (!view) return;
+    for (int axis = 0; axis < 4; ++axis) strides[axis] = view.sizes[axis] == 1 ? 0 : view.strides[axis];
+  }
+  explicit operator bool() const { return bool(view); }
+  int64_t row(int64_t b, int64_t h, int64_t i) const { return b * strides[0] + h * strides[1] + i * strides[2]; }
+};
+
+struct Row {
+  int64_t batch, head, query, group;
+};
+
+template <class T>
+MMKERN_FN T minus_infinity() {
+  return T(-__builtin_inf());
+}
+
+// Tensors: q, k, v, key_mask, attn_mask, attn_bias, bias, prefix_lengths, seed, from `at` on in the call. Scalars:
+// scale, softcap, left, right, alignment, dropout_p.
+template <class T>
+struct Problem {
+  static constexpr int kBiases = 2;
+  static constexpr int kInputs = 9;
+
+  View q, k, v;
+  int64_t batches, heads, groups, queries, keys, width, value_width;
+  const View key_mask;
+  const Broadcast mask;
+  const Broadcast biases[kBiases];
+  const int64_t* const prefixes;
+  const int64_t* const seed;
+  T scale, softcap;
+  int64_t left, right;
+  Alignment alignment;
+  uint32_t dropped_below;
+  T kept_scale;
+
+  Problem(const Call& call, int at)
+      : q(call[at]),
+        k(call[at + 1]),
+        v(call[at + 2]),
+        batches(q.sizes[0]),
+        heads(q.sizes[1]),
+        groups(k.sizes[1]),
+        queries(q.sizes[2]),
+        keys(k.sizes[2]),
+        width(q.sizes[3]),
+        value_width(v.sizes[3]),
+        key_mask(call[at + 3]),
+        mask(call[at + 4]),
+        biases{Broadcast(call[at + 5]), Broadcast(call[at + 6])},
+        prefixes(static_cast<const int64_t*>(call[at + 7].data)),
+        seed(static_cast<const int64_t*>(call[at + 8].data)),
+        scale(T(call.scalars[0])),
+        softcap(T(call.scalars[1])),
+        left(int64_t(call.scalars[2])),
+        right(int64_t(call.scalars[3])),
+        alignment(Alignment(int(call.scalars[4]))),
+        dropped_below(Philox::threshold(call.scalars[5])),
+        kept_scale(T(1 / (1 - call.scalars[5]))) {}
+
+  int64_t heads_per_group() const { return heads / groups; }
+  int64_t rows_per_group() const { return heads_per_group() * queries; }
+  int64_t units() const { return batches * groups; }  // a group of one of the batch
+  Row row(int64_t unit, int64_t r) const {
+    const int64_t group = unit % groups;
+    return {unit / groups, group * heads_per_group() + r / queries, r % queries, group};
+  }
+  // Its place among all rows of [B, H, L].
+  int64_t index(const Row& row) const { return (row.batch * heads + row.head) * queries + row.query; }
+
+  static Stored<T> at(const View& view, int64_t batch, int64_t head, int64_t i) {
+    return Stored<T>(view) + (batch * view.strides[0] + head * view.strides[1] + i * view.strides[2]);
+  }
+  Stored<T> query(const Row& row) const { return at(q, row.batch, row.head, row.query); }
+
+  // What a row sees for its place alone.
+  KeyRange band(const Row& row) const {
+    KeyRange range{0, keys};
+    const int64_t scale = alignment == Alignment::resample ? queries : 1;
+    const int64_t centre = alignment == Alignment::resample       ? row.query * keys
+                           : alignment == Alignment::bottom_right ? row.query + keys - queries
+                                                                  : row.query;
+    if (right >= 0) range.last = smaller(keys, floor_div(centre + right * scale, scale) + 1);
+    if (right >= 0 && prefixes && prefixes[row.batch] > range.last) range.last = smaller(keys, prefixes[row.batch]);
+    if (left >= 0) {
+      const int64_t first = -floor_div(left * scale - centre, scale);
+      range.first = first > 0 ? first : 0;
+    }
+    return range;
+  }
+
+  // The keys between the first and the last one that the key mask lets through.
+  KeyRange unmasked(int64_t batch) const {
+    KeyRange range{0, keys};
+    if (!key_mask) return range;
+    while (!range.is_empty() && !key_bits(batch)[range.last - 1]) --range.last;
+    while (!range.is_empty() && !key_bits(batch)[range.first]) ++range.first;
+    return range;
+  }
+  const uint8_t* key_bits(int64_t batch) const {
+    return static_cast<const uint8_t*>(key_mask.data) + batch * key_mask.strides[0];
+  }
+  bool has_holes(int64_t batch, KeyRange range) const {
+    if (!key_mask) return false;
+    for (int64_t j = range.first; j < range.last; ++j)
+      if (!key_bits(batch)[j]) return true;
+    return false;
+  }
+
+  bool drops() const { return seed && dropped_below; }
+
+ private:
+  static int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+};
+
+// Scores s[0, n) of keys j0, j0 + 1, ... after scaling: soft-capped, biased, −∞ where the row does not see the key.
+// `band` is what it sees for its place; `holes`: the key mask has some inside.
+template <class T>
+void transform_scores(const Problem<T>& p, const Row& row, KeyRange band, bool holes, int64_t j0, int64_t n, T* s) {
+  if (p.softcap > 0) {
+    const Vec<T> cap(p.softcap), inverse(1 / p.softcap);
+    for_each_vec<T>(n, [&](auto at) { at.store(s, cap * tanh(at.load(s) * inverse)); });
+  }
+  for (const Broadcast& bias : p.biases) {
+    if (!bias) continue;
+    const Stored<T> from = Stored<T>(bias.view) + (bias.row(row.batch, row.head, row.query) + j0 * bias.strides[3]);
+    from.with([&](const auto* b) {
+      if (bias.strides[3]) return for_each_vec<T>(n, [&](auto at) { at.store(s, at.load(s) + at.load(b)); });
+      const Vec<T> same(T(element(b, 0)));
+      for_each_vec<T>(n, [&](auto at) { at.store(s, at.load(s) + same); });
+    });
+  }
+  const T hidden = minus_infinity<T>();
+  if (holes) {
+    const uint8_t* bits = p.key_bits(row.batch) + j0;
+    for (int64_t j = 0; j < n; ++j) s[j] = bits[j] ? s[j] : hidden;
+  }
+  if (p.mask) {
+    const uint8_t* bits = static_cast<const uint8_t*>(p.mask.view.data) + p.mask.row(row.batch, row.head, row.query);
+    if (p.mask.strides[3])
+      for (int64_t j = 0; j < n; ++j) s[j] = bits[j0 + j] ? s[j] : hidden;
+    else if (!*bits)
+      for (int64_t j = 0; j < n; ++j) s[j] = hidden;
+  }
+  for (int64_t j = 0; j < n && j0 + j < band.first; ++j) s[j] = hidden;
+  for (int64_t j = band.last > j0 ? band.last - j0 : 0; j < n; ++j) s[j] = hidden;
+}
+
+// f(j, factor) for keys j0 + j, j in [0, n): 0 where dropout drops the weight, else 1 / (1 - dropout_p).
+template <class T, class F>
+void for_each_kept(const Problem<T>& p, const Row& row, int64_t j0, int64_t n, F f) {
+  const int64_t fours = (p.keys + 3) / 4, first = p.seed[1] + p.index(row) * fours;
+  for (int64_t four = j0 / 4; four * 4 < j0 + n; ++four) {
+    const Philox drawn(uint64_t(p.seed[0]), uint64_t(first + four));
+    for (int lane = 0; lane < 4; ++lane) {
+      const int64_t j = four * 4 + lane - j0;
+      if (j >= 0 && j < n) f(j, drawn.words[lane] >= p.dropped_below ? p.kept_scale : T(0));
+    }
+  }
+}
+
+// ---- A block of rows and the keys that it meets ----
+
+// At most TileShape<T>::block_rows rows of a unit.
+template <class T>
+struct RowBlock {
+  Row rows[TileShape<T>::block_rows];
+  KeyRange bands[TileShape<T>::block_rows];
+  KeyRange keys;  // that any of them sees
+  int64_t count, padded;
+
+  RowBlock(const Problem<T>& p, int64_t unit, int64_t first, int64_t n)
+      : keys{p.keys, 0}, count(n), padded(blocks_of(n, TileShape<T>::rows) * TileShape<T>::rows) {
+    for (int64_t r = 0; r < n; ++r) {
+      rows[r] = p.row(unit, first + r);
+      bands[r] = p.band(rows[r]);
+      if (!bands[r].is_empty()) keys.widen(bands[r]);
+    }
+  }
+  static int64_t blocks(int64_t rows) { return blocks_of(rows, TileShape<T>::block_rows); }
+};
+
+// Elements of a block of rows of n columns, as pack_rows lays them out.
+template <class T>
+int64_t packed_size(int64_t rows, int64_t n) {
+  return rows * blocks_of(n > 0 ? n : 1, TileShape<T>::depth) * TileShape<T>::depth;
+}
+
+// packed[k / depth][r][k % depth] = factor * row(r)[k], as pack_rows lays it out; rows from count on are 0.
+template <class T, class F>
+void pack_block(const RowBlock<T>& block, int64_t cols, T factor, T* packed, F row) {
+  const int64_t depth = depth_of<T>(cols);
+  for (int64_t k = 0; k < cols; k += depth, packed += block.padded * TileShape<T>::depth) {
+    const int64_t n = smaller(depth, cols - k);
+    for (int64_t r = 0; r < block.padded; ++r) {
+      T* const to = packed + r * TileShape<T>::depth;
+      const Vec<T> by(factor), zero(T(0));
+      if (r < block.count)
+        (row(block.rows[r]) + k).with([&](const auto* from) {
+          for (int64_t i = 0; i < n; i += Vec<T>::size)
+            (by * (i + Vec<T>::size <= n ? Vec<T>::load(from + i) : Vec<T>::load(from + i, int(n - i)))).store(to + i);
+        });
+      else
+        for (int64_t i = 0; i < n; i += Vec<T>::size) zero.store(to + i);
+    }
+  }
+}
+
+// Keys in blocks of at most block_cols, of about one size, which begin at whole slivers.
+template <class T>
+struct KeyBlocks {
+  int64_t first, last, size;
+
+  explicit KeyBlocks(KeyRange range)
+      : first(range.first / TileShape<T>::cols * TileShape<T>::cols), last(range.last), size(0) {
+    if (range.is_empty()) return;
+    const int64_t n = last - first, blocks = blocks_of(n, TileShape<T>::block_cols);
+    size = blocks_of(blocks_of(n, blocks), TileShape<T>::cols) * TileShape<T>::cols;
+  }
+  int64_t count() const { return size ? blocks_of(last - first, size) : 0; }
+  KeyRange operator[](int64_t i) const { return {first + i * size, smaller(first + (i + 1) * size, last)}; }
+};
+
+// The rows j of one head of k or v, packed as columns of the score tiles.
+template <class T>
+void pack_head_columns(const View& view, int64_t batch, int64_t head, KeyRange range, int threads, T* packed) {
+  const int64_t D = view.sizes[3], cols = TileShape<T>::cols;
+  Problem<T>::at(view, batch, head, 0).with([&](auto* data) {
+    using S = std::remove_pointer_t<decltype(data)>;
+    const Rows<const S> rows{data, view.sizes[2], D, view.strides[2]};
+    const int64_t begin = range.first / cols, end = blocks_of(range.last, cols);
+    parallel_rows(end - begin, cols * D, threads, [&](int64_t from, int64_t to) {
+      for (int64_t half = 2 * (begin + from); half < 2 * (begin + to); ++half)
+        pack_columns(rows, half * Vec<T>::size, packed + half / 2 * cols * D + half % 2 * Vec<T>::size);
+    });
+  });
+}
+
+// A head of k or v as rows of T: in place, or copied where the storage type, a tail or a long stride would hurt.
+template <class T>
+struct HeadRows {
+  const T* data;
+  int64_t stride;
+
+  HeadRows(const View& view, int64_t batch, int64_t head, KeyRange range, int threads, ThreadBuffer& buffer) {
+    const int64_t D = view.sizes[3], W = Vec<T>::size;
+    const Stored<T> from = Problem<T>::at(view, batch, head, 0);
+    data = from.as_they_are();
+    stride = view.strides[2];
+    if (data && stride == D && D % W == 0) return;
+    const int64_t padded = blocks_of(D, W) * W;
+    T* const to = buffer.reserve<T>(view.sizes[2] * padded);
+    const int64_t first = range.first / TileShape<T>::cols * TileShape<T>::cols;  // where the key blocks begin
+    parallel_rows(range.last - first, D, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t j = first + begin; j < first + end; ++j) {
+        T* const row = to + j * padded;
+        for (int64_t d = D; d < padded; ++d) row[d] = 0;
+        (from + j * view.strides[2]).read(D, row);
+      }
+    });
+    data = to;
+    stride = padded;
+  }
+};
+
+// Whether whole units, or the blocks of one unit after another, are shared among the threads.
+struct Sharing {
+  int units, blocks;
+
+  Sharing(int64_t unit_count, int64_t work, int threads) {
+    if (!is_parallel(work, threads)) threads = 1;
+    const bool by_units = unit_count >= 4 * threads || unit_count % threads == 0;
+    units = by_units ? threads : 1;
+    blocks = by_units ? 1 : threads;
+  }
+};
+
+// Scalar: for (i < n) to[i] *= factor
+template <class T>
+MMKERN_FN void multiply(T* to, int64_t n, T factor) {
+  for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(to) * Vec<T>(factor)); });
+}
+
+inline thread_local ThreadBuffer key_rows, value_rows, sums_block;
+
+}  // namespace attention
+}  // namespace MMKERN_ISA
+}  // namespace mmkern

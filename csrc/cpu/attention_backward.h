@@ -1,0 +1,323 @@
+// Attention backward: the weights again from the saved log-sums, then five products on the tiles.
+//
+// With w = exp(s − lse), d = Σ grad·out − grad_lse of a row: v' = wᵀ grad, s' = w (grad vᵀ − d), q' = s' k, k' = s'ᵀ q.
+// A sweep goes over blocks of keys and, within, over blocks of rows, in this order for every number of threads.
+#pragma once
+
+#include <string.h>
+
+#include "attention.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace attention {
+
+inline thread_local ThreadBuffer value_columns, packed_grads, grad_tile, slope_tile, query_sums, key_sums, value_sums;
+
+template <class T>
+struct BackwardCall {
+  static constexpr int kGrads = 2, kOuts = kGrads + Problem<T>::kInputs;
+
+  const Problem<T> p;
+  const View &grad, &out, &grad_q, &grad_k, &grad_v;
+  const T *const grad_lse, *const lse;
+  const Broadcast grad_biases[Problem<T>::kBiases];
+  Scratch<T> differences;  // d, of all rows
+
+  explicit BackwardCall(const Call& call)
+      : p(call, kGrads),
+        grad(call[0]),
+        out(call[kOuts]),
+        grad_q(call[kOuts + 2]),
+        grad_k(call[kOuts + 3]),
+        grad_v(call[kOuts + 4]),
+        grad_lse(static_cast<const T*>(call[1].data)),
+        lse(static_cast<const T*>(call[kOuts + 1].data)),
+        grad_biases{Broadcast(call[kOuts + 5]), Broadcast(call[kOuts + 6])},
+        differences(p.batches * p.heads * p.queries) {}
+
+  // Summed as a register tile sums grad vᵀ: of a row that sees one key, both are the same number to the last bit, and
+  // what is left of them is 0.
+  void find_differences(int threads) const {
+    constexpr int kChains = 4;  // hide the latency of fma
+    const int64_t n = p.value_width, rows = p.rows_per_group();
+    parallel_rows(p.units(), rows * n, threads, [&](int64_t begin, int64_t end) {
+      T* const buffer = packed_grads.reserve<T>(2 * kChains * n + 1);
+      for (int64_t at = begin * rows; at < end * rows; at += kChains) {
+        const int chains = int(smaller(kChains, end * rows - at));
+        for (int c = 0; c < chains; ++c) {
+          const Row row = p.row((at + c) / rows, (at + c) % rows);
+          p.at(grad, row.batch, row.head, row.query).read(n, buffer + 2 * c * n);
+          p.at(out, row.batch, row.head, row.query).read(n, buffer + (2 * c + 1) * n);
+        }
+        Vec<T> totals[kChains];
+        for (Vec<T>& total : totals) total = Vec<T>(T(0));
+        for (int64_t k = 0; k < n; k += depth_of<T>(n)) {
+          Vec<T> sums[kChains];
+          for (Vec<T>& sum : sums) sum = Vec<T>(T(0));
+          for (int64_t d = k; d < smaller(k + depth_of<T>(n), n); ++d)
+            for (int c = 0; c < kChains; ++c) {
+              const T* const row = buffer + 2 * c * n + d;
+              sums[c] = fma(Vec<T>(row[0]), Vec<T>(row[n]), sums[c]);
+            }
+          for (int c = 0; c < kChains; ++c) totals[c] = sums[c] + totals[c];
+        }
+        for (int c = 0; c < chains; ++c) {
+          const int64_t index = p.index(p.row((at + c) / rows, (at + c) % rows));
+          differences.data[index] = totals[c][0] - grad_lse[index];
+        }
+      }
+    });
+  }
+};
+
+// k and v of one unit, packed for the products that read them.
+template <class T>
+struct BackwardHead {
+  const KeyRange keys;
+  const bool holes;
+  const T *const key_columns, *const value_columns;
+  const HeadRows<T> key_rows;
+
+  BackwardHead(const Problem<T>& p, int64_t unit, int threads)
+      : keys(p.unmasked(unit / p.groups)),
+        holes(p.has_holes(unit / p.groups, keys)),
+        key_columns(pack(p, p.k, unit, threads, packed_columns)),
+        value_columns(pack(p, p.v, unit, threads, attention::value_columns)),
+        key_rows(p.k, unit / p.groups, unit % p.groups, keys, threads, attention::key_rows) {}
+
+ private:
+  const T* pack(const Problem<T>& p, const View& view, int64_t unit, int threads, ThreadBuffer& buffer) {
+    const int64_t columns = blocks_of(p.keys, TileShape<T>::cols) * TileShape<T>::cols;
+    T* const packed = buffer.reserve<T>(columns * view.sizes[3] + 1);
+    pack_head_columns(view, unit / p.groups, unit % p.groups, keys, threads, packed);
+    return packed;
+  }
+};
+
+// Which gradients a sweep is after.
+struct Wanted {
+  bool queries, keys, biases[2];
+};
+
+// to[i][j] (+)= x^T y for y in rows as pack_block leaves them: chunk after chunk of its columns.
+template <class T>
+MMKERN_FN void add_transposed_product(const T* x, const T* y, int64_t padded_rows, int64_t rows, int64_t keys,
+                                      int64_t cols, T* to, int64_t ld) {
+  using Shape = TileShape<T>;
+  const int64_t depth = depth_of<T>(cols);
+  for (int64_t k = 0; k < cols; k += depth, y += padded_rows * Shape::depth)
+    register_tiles<T, 1, Shape::block_cols>(
+        x, [&](int64_t j) { return y + j; }, Shape::depth, keys, smaller(depth, cols - k), rows, Into::add, to + k, ld);
+}
+
+template <class T>
+int64_t whole_vectors(int64_t n) {
+  return n ? blocks_of(n, Vec<T>::size) * Vec<T>::size : Vec<T>::size;
+}
+
+// Rows [first_row, last_row) of a unit against a range of its keys.
+template <class T>
+class Sweep {
+  using Shape = TileShape<T>;
+  static constexpr int64_t ld = Shape::block_cols;
+
+ public:
+  Sweep(const BackwardCall<T>& call, const BackwardHead<T>& head, int64_t unit, Wanted wanted)
+      : call_(call),
+        p_(call.p),
+        head_(head),
+        unit_(unit),
+        wanted_(wanted),
+        width_(whole_vectors<T>(p_.width)),
+        value_width_(whole_vectors<T>(p_.value_width)) {}
+
+  void run(int64_t first_row, int64_t last_row, KeyRange range) {
+    const int64_t rows = last_row - first_row;
+    T* const queries = wanted_.queries ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
+    const KeyRange all = range;
+    range.narrow(head_.keys);
+    const KeyBlocks<T> blocks(range);
+    for (int64_t b = 0; b < blocks.count(); ++b) {
+      const KeyRange keys = blocks[b];
+      const int64_t padded_keys = blocks_of(keys.last - keys.first, Shape::rows) * Shape::rows;
+      T* const k = wanted_.keys ? zeros(key_sums, padded_keys * width_) : nullptr;
+      T* const v = wanted_.keys ? zeros(value_sums, padded_keys * value_width_) : nullptr;
+      for (int64_t r = first_row; r < last_row; r += Shape::block_rows) {
+        RowBlock<T> block(p_, unit_, r, smaller(Shape::block_rows, last_row - r));
+        KeyRange seen = block.keys;
+        seen.narrow(keys);
+        if (!seen.is_empty()) step(block, keys, queries + (r - first_row) * width_, k, v);
+      }
+      if (wanted_.keys) write_keys(keys.first, keys, k, v);
+    }
+    if (wanted_.keys) write_unseen(all, blocks);
+    for (int64_t r = 0; wanted_.queries && r < rows; ++r) {
+      const Row row = p_.row(unit_, first_row + r);
+      multiply(queries + r * width_, width_, p_.scale);
+      p_.at(call_.grad_q, row.batch, row.head, row.query).write(p_.width, queries + r * width_);
+    }
+  }
+
+ private:
+  static T* zeros(ThreadBuffer& buffer, int64_t n) {
+    T* const data = buffer.reserve<T>(n);
+    memset(data, 0, size_t(n) * sizeof(T));
+    return data;
+  }
+
+  void step(const RowBlock<T>& block, KeyRange keys, T* queries, T* k, T* v) {
+    const int64_t n = keys.last - keys.first;
+    T* const xs = packed_rows.reserve<T>(packed_size<T>(block.padded, p_.width));
+    T* const gs = packed_grads.reserve<T>(packed_size<T>(block.padded, p_.value_width));
+    T* const weights = cache_block.reserve<T>(Shape::block_rows * ld + Shape::rows);
+    T* const slopes = grad_tile.reserve<T>(Shape::block_rows * ld + Shape::rows);
+    pack_block<T>(block, p_.width, p_.scale, xs, [&](const Row& row) { return p_.query(row); });
+    pack_block<T>(block, p_.value_width, T(1), gs,
+                  [&](const Row& row) { return p_.at(call_.grad, row.batch, row.head, row.query); });
+    fill_block(xs, block.padded, head_.key_columns + keys.first * p_.width, n, p_.width, weights);
+    fill_block(gs, block.padded, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes);
+    for (int64_t r = 0; r < block.count; ++r) differentiate(block, r, keys, weights + r * ld, slopes + r * ld);
+    if (k) {
+      add_transposed_product(weights, gs, block.padded, block.count, n, p_.value_width, v, value_width_);
+      add_transposed_product(slopes, xs, block.padded, block.count, n, p_.width, k, width_);
+    }
+    if (wanted_.queries) {
+      const T* const rows = head_.key_rows.data + keys.first * head_.key_rows.stride;
+      register_tiles<T, ld, 1>(
+          slopes, [&](int64_t j) { return rows + j; }, head_.key_rows.stride, block.padded, p_.width, n, Into::add,
+          queries, width_);
+    }
+  }
+
+  // Of one row: scores become weights (those that dropout kept), and gradients of weights those of scores.
+  void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T* s, T* slope) {
+    const Row& row = block.rows[r];
+    const int64_t n = keys.last - keys.first, index = p_.index(row);
+    T* const cap_slope = p_.softcap > 0 ? slope_tile.reserve<T>(ld + Vec<T>::size) : nullptr;
+    if (cap_slope) {
+      const Vec<T> inverse(1 / p_.softcap), one(T(1));
+      for_each_vec<T>(n, [&](auto at) {
+        const Vec<T> t = tanh(at.load(s) * inverse);
+        at.store(cap_slope, fma(-t, t, one));
+      });
+    }
+    KeyRange band = block.bands[r];
+    band.narrow(head_.keys);
+    transform_scores(p_, row, band, head_.holes, keys.first, n, s);
+    // A row that sees no key has weights 0.
+    const T lse = call_.lse[index];
+    const Vec<T> shift(lse == minus_infinity<T>() ? -lse : lse), difference(call_.differences.data[index]);
+    if (!p_.drops()) {
+      for_each_vec<T>(n, [&](auto at) {
+        const Vec<T> weight = exp(at.load(s) - shift);
+        at.store(s, weight);
+        at.store(slope, weight * (at.load(slope) - difference));
+      });
+    } else {
+      for_each_vec<T>(n, [&](auto at) { at.store(s, exp(at.load(s) - shift)); });
+      for_each_kept(p_, row, keys.first, n, [&](int64_t j, T kept) {
+        slope[j] = s[j] * (slope[j] * kept - difference[0]);
+        s[j] *= kept;
+      });
+    }
+    for (int i = 0; i < Problem<T>::kBiases; ++i)
+      if (wanted_.biases[i]) add_to_bias(call_.grad_biases[i], row, keys.first, n, slope);
+    if (cap_slope) for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * at.load(cap_slope)); });
+  }
+
+  static void add_to_bias(const Broadcast& bias, const Row& row, int64_t j0, int64_t n, const T* slope) {
+    T* const to = static_cast<T*>(bias.view.data) + bias.row(row.batch, row.head, row.query) + j0 * bias.strides[3];
+    if (bias.strides[3]) return for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(to) + at.load(slope)); });
+    T sum;
+    reduce_row<T, 1>(n, &sum, 1, [&](auto at, Vec<T>* acc) { acc[0] += at.load(slope); });
+    *to += sum;
+  }
+
+  void write_keys(int64_t origin, KeyRange keys, const T* k, const T* v) const {
+    const int64_t batch = unit_ / p_.groups, group = unit_ % p_.groups;
+    for (int64_t j = keys.first; j < keys.last; ++j) {
+      if (call_.grad_k) p_.at(call_.grad_k, batch, group, j).write(p_.width, k + (j - origin) * width_);
+      if (call_.grad_v) p_.at(call_.grad_v, batch, group, j).write(p_.value_width, v + (j - origin) * value_width_);
+    }
+  }
+
+  // Keys that no block holds have gradients of 0.
+  void write_unseen(KeyRange all, const KeyBlocks<T>& blocks) const {
+    const T* const none = zeros(key_sums, width_ + value_width_);
+    const KeyRange seen = blocks.count() ? KeyRange{blocks.first, blocks.last} : KeyRange{all.last, all.last};
+    for (int64_t j = all.first; j < all.last; ++j)
+      if (j < seen.first || j >= seen.last) write_keys(j, {j, j + 1}, none, none);
+  }
+
+  const BackwardCall<T>& call_;
+  const Problem<T>& p_;
+  const BackwardHead<T>& head_;
+  const int64_t unit_;
+  const Wanted wanted_;
+  const int64_t width_, value_width_;
+};
+
+// Gradients of biases that are shared among the batch or the heads: a task for each of their own rows and key blocks,
+// which goes over everything that shares it.
+template <class T>
+void sum_bias(const BackwardCall<T>& call, int which, int threads) {
+  const Problem<T>& p = call.p;
+  const View& view = call.grad_biases[which].view;
+  const int64_t size = TileShape<T>::block_cols;
+  const int64_t key_blocks = view.sizes[3] == 1 ? 1 : blocks_of(p.keys, size);
+  Wanted wanted{};
+  wanted.biases[which] = true;
+  parallel_blocks(view.sizes[0] * view.sizes[1] * key_blocks, threads, [&](int64_t task) {
+    const int64_t b = task % key_blocks, owner = task / key_blocks;
+    const KeyRange keys = key_blocks == 1 ? KeyRange{0, p.keys} : KeyRange{b * size, smaller((b + 1) * size, p.keys)};
+    for (int64_t batch = 0; batch < p.batches; ++batch)
+      for (int64_t head = 0; head < p.heads; ++head) {
+        if ((view.sizes[0] > 1 && batch != owner / view.sizes[1]) ||
+            (view.sizes[1] > 1 && head != owner % view.sizes[1]))
+          continue;
+        const int64_t unit = batch * p.groups + head / p.heads_per_group(), within = head % p.heads_per_group();
+        const BackwardHead<T> packed(p, unit, 1);
+        Sweep<T>(call, packed, unit, wanted).run(within * p.queries, (within + 1) * p.queries, keys);
+      }
+  });
+}
+
+// Tensors: grad, grad_lse, the problem's, out, lse, and the gradients of q, k, v and the biases.
+template <class T>
+void backward(const Call& tensors) {
+  const BackwardCall<T> call(tensors);
+  const Problem<T>& p = call.p;
+  const int64_t rows = p.rows_per_group(), size = TileShape<T>::block_rows;
+  const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size,
+                        tensors.threads);
+  call.find_differences(tensors.threads);
+  Wanted wanted{bool(call.grad_q), call.grad_k || call.grad_v, {}};
+  bool shared[Problem<T>::kBiases] = {};
+  for (int i = 0; i < Problem<T>::kBiases; ++i) {
+    const View& view = call.grad_biases[i].view;
+    if (!view) continue;
+    memset(view.data, 0, size_t(count(view, 4)) * sizeof(T));
+    shared[i] = view.sizes[0] < p.batches || view.sizes[1] < p.heads || view.sizes[3] < p.keys;
+    wanted.biases[i] = !shared[i];
+  }
+  const bool sweeps = wanted.queries || wanted.keys || wanted.biases[0] || wanted.biases[1];
+  parallel_blocks(sweeps ? p.units() : 0, sharing.units, [&](int64_t unit) {
+    const BackwardHead<T> head(p, unit, sharing.blocks);
+    if (sharing.blocks == 1) return Sweep<T>(call, head, unit, wanted).run(0, rows, {0, p.keys});
+    const Wanted by_rows{wanted.queries, false, {}}, by_keys{false, wanted.keys, {wanted.biases[0], wanted.biases[1]}};
+    const int64_t key_size = TileShape<T>::block_cols;
+    parallel_blocks(blocks_of(p.keys, key_size), sharing.blocks, [&](int64_t b) {
+      Sweep<T>(call, head, unit, by_keys).run(0, rows, {b * key_size, smaller((b + 1) * key_size, p.keys)});
+    });
+    parallel_blocks(wanted.queries ? RowBlock<T>::blocks(rows) : 0, sharing.blocks, [&](int64_t b) {
+      Sweep<T>(call, head, unit, by_rows).run(b * size, smaller((b + 1) * size, rows), {0, p.keys});
+    });
+  });
+  for (int i = 0; i < Problem<T>::kBiases; ++i)
+    if (shared[i]) sum_bias(call, i, sharing.units > sharing.blocks ? sharing.units : sharing.blocks);
+}
+
+}  // namespace attention
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
