@@ -1,7 +1,7 @@
 // The attention family on a CPU: the table of its kernels. What they mean: mmkern/reference/attention.py.
 
 #include "attention_backward.h"
-#include "attention_forward.h"
+#include "attention_decode.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {

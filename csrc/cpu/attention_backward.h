@@ -210,12 +210,12 @@ class Sweep {
     const Vec<T> shift(lse == minus_infinity<T>() ? -lse : lse), difference(call_.differences.data[index]);
     if (!p_.drops()) {
       for_each_vec<T>(n, [&](auto at) {
-        const Vec<T> weight = exp(at.load(s) - shift);
+        const Vec<T> weight = exp_flushed(at.load(s) - shift);
         at.store(s, weight);
         at.store(slope, weight * (at.load(slope) - difference));
       });
     } else {
-      for_each_vec<T>(n, [&](auto at) { at.store(s, exp(at.load(s) - shift)); });
+      for_each_vec<T>(n, [&](auto at) { at.store(s, exp_flushed(at.load(s) - shift)); });
       for_each_kept(p_, row, keys.first, n, [&](int64_t j, T kept) {
         slope[j] = s[j] * (slope[j] * kept - difference[0]);
         s[j] *= kept;

@@ -15,22 +15,38 @@ struct Softmax {
   // Turns scores into exp(s − top), in whole vectors; returns what earlier sums are to be multiplied by.
   T weigh(T* s, int64_t n) {
     constexpr int W = Vec<T>::size;
-    const int64_t whole = blocks_of(n, W) * W;
+    const int64_t whole = blocks_of(n, 2 * W) * 2 * W;
     for (int64_t j = n; j < whole; ++j) s[j] = minus_infinity<T>();
-    Vec<T> largest(minus_infinity<T>());
-    for (int64_t j = 0; j < whole; j += W) largest = max(Vec<T>::load(s + j), largest);
+    Vec<T, 2> largest(minus_infinity<T>());
+    for (int64_t j = 0; j < whole; j += 2 * W) largest = max(Vec<T, 2>::load(s + j), largest);
     const T before = top, here = max_of(largest);
     top = here > top ? here : top;
     const T shift = top == minus_infinity<T>() ? T(0) : top;
-    Vec<T> sums(T(0));
-    for (int64_t j = 0; j < whole; j += W) {
-      const Vec<T> weight = exp(Vec<T>::load(s + j) - Vec<T>(shift));
-      weight.store(s + j);
-      sums += weight;
+    Vec<T, 2> sums(T(0));
+    for (int64_t j = 0; j < whole; j += 2 * W) {
+      const Vec<T, 2> weights = exp_flushed(Vec<T, 2>::load(s + j) - Vec<T, 2>(shift));
+      weights.store(s + j);
+      sums += weights;
     }
-    const T factor = exp(Vec<T>(before - shift))[0];
+    const T factor = weight_of(before);
     total = total * factor + sum(sums);
     return factor;
+  }
+
+  // What the sums of both are to be multiplied by.
+  struct Factors {
+    T here, other;
+  };
+  Factors merge(const Softmax& other) {
+    const T before = top;
+    top = other.top > top ? other.top : top;
+    const Factors factors{weight_of(before), weight_of(other.top)};
+    total = total * factors.here + other.total * factors.other;
+    return factors;
+  }
+  T weight_of(T score) const {
+    if (score == top) return 1;
+    return score == minus_infinity<T>() ? T(0) : exp(Vec<T>(score - top))[0];
   }
   T log_of_sum() const { return top + log(Vec<T>(total))[0]; }
 };
@@ -97,14 +113,10 @@ void forward_block(const Problem<T>& p, const Head<T>& head, RowBlock<T> block, 
   }
 }
 
-// Tensors: the problem's, out, lse.
 template <class T>
-void forward(const Call& call) {
-  const Problem<T> p(call, 0);
-  const View& out = call[Problem<T>::kInputs];
-  T* const lse = static_cast<T*>(call[Problem<T>::kInputs + 1].data);
+void forward_blocks(const Problem<T>& p, const View& out, T* lse, int threads) {
   const int64_t rows = p.rows_per_group(), blocks = RowBlock<T>::blocks(rows), size = TileShape<T>::block_rows;
-  const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size, call.threads);
+  const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size, threads);
   parallel_blocks(p.units(), sharing.units, [&](int64_t unit) {
     const Head<T> head(p, unit, sharing.blocks);
     parallel_blocks(blocks, sharing.blocks, [&](int64_t b) {

@@ -114,6 +114,7 @@ template <class T, class S>
 MMKERN_FN void load_transposed(const Rows<const S>& m, int64_t r0, int64_t c0, Vec<T> (&v)[Vec<T>::size]) {
   constexpr int W = Vec<T>::size;
   const int n = int(smaller(m.cols - c0, W));
+  if (r0 + W <= m.rows && n == W) return load_transposed<T>(m[r0] + c0, m.stride, v);
 #pragma GCC unroll 16
   for (int r = 0; r < W; ++r) {
     v[r] = Vec<T>(T(0));

@@ -266,6 +266,60 @@ MMKERN_FN void transpose(Vec<T> (&rows)[Vec<T>::size]) {
   }
 }
 
+// Scalar: for (i < W) out[i] = sum(v[i]);  v is overwritten
+template <int Step = 1, class T>
+MMKERN_FN Vec<T> sum_of_each(Vec<T> (&v)[Vec<T>::size]) {
+  constexpr int W = Vec<T>::size;
+  if constexpr (Step < W) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i += 2 * Step) {
+      swap_blocks<Step>(v[i].r[0], v[i + Step].r[0], LaneList<__integer_pack(W)...>{});
+      v[i] += v[i + Step];
+    }
+    return sum_of_each<2 * Step>(v);
+  }
+  return v[0];
+}
+
+#if defined(MMKERN_AVX2)
+// Scalar: for (i < 4) for (j < 8) to[i][j] = from[j * stride + i]
+// Halves are put together as they are loaded, so that no shuffle crosses the middle of a register.
+MMKERN_FN void load_four_columns(const float* from, int64_t stride, Vec<float>* to) {
+  native_t<float, 8> v[4], pairs[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    native_t<float, 4> low, high;
+    load_native<float, 4>(low, from + i * stride);
+    load_native<float, 4>(high, from + (i + 4) * stride);
+    v[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    pairs[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 2] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    to[2 * i].r[0] = __builtin_shufflevector(pairs[2 * i], pairs[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13);
+    to[2 * i + 1].r[0] = __builtin_shufflevector(pairs[2 * i], pairs[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+}
+#endif
+
+// The transpose of a whole block: to[i] holds from[i], from[stride + i], from[2 stride + i], ...
+template <class T, class S>
+MMKERN_FN void load_transposed(const S* from, int64_t stride, Vec<T> (&to)[Vec<T>::size]) {
+#if defined(MMKERN_AVX2)
+  if constexpr (sizeof(S) == sizeof(float) && sizeof(T) == sizeof(float)) {
+    load_four_columns(from, stride, to);
+    return load_four_columns(from + 4, stride, to + 4);
+  }
+#endif
+#pragma GCC unroll 16
+  for (int r = 0; r < Vec<T>::size; ++r) to[r] = Vec<T>::load(from + r * stride);
+  transpose(to);
+}
+
 }  // namespace MMKERN_ISA
 }  // namespace mmkern
 

@@ -1,0 +1,180 @@
+// Attention of a few queries: every key is read once, from where it lies, so that memory sets the pace.
+//
+// Keys are cut into pieces of a fixed length; what each leaves is merged in their order.
+#pragma once
+
+#include "attention_forward.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace attention {
+
+constexpr int64_t kFewRows = 8;  // of a group; above, packing k pays
+constexpr int64_t kPieceKeys = 1024;
+
+inline thread_local ThreadBuffer few_queries, few_scores;
+
+// Rows that lie this far ahead are asked for: the machine itself follows a stream, but not k and v in turns. 9.5 GB/s
+// without, PF with.
+constexpr int64_t kRowsAhead = 16;
+
+template <class S>
+MMKERN_FN void prefetch_rows(const S* row, int64_t stride, int64_t rows, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  for (int64_t j = 0; j < rows; ++j)
+    for (int64_t d = 0; d < width; d += kLine) __builtin_prefetch(row + j * stride + d);
+}
+
+// Scalar: for (j < W) scores[j] = dot(q, k[j]), keys a stride apart
+template <class T, class S>
+MMKERN_FN void dot_keys(const T* q, const S* k, int64_t stride, int64_t width, T* scores) {
+  constexpr int W = Vec<T>::size;
+  Vec<T> sums[W];
+#pragma GCC unroll 16
+  for (int j = 0; j < W; ++j) sums[j] = Vec<T>(T(0));
+  for_each_vec<T>(width, [&](auto at) __attribute__((always_inline)) {
+    const Vec<T> x = at.load(q);
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) sums[j] = fma(x, at.load(k + j * stride), sums[j]);
+  });
+  sum_of_each(sums).store(scores);
+}
+
+// Scalar: for (j < n) for (d < kVecs * W) sums[d] += weights[j] * v[j][d]
+template <class T, int kVecs, class S>
+MMKERN_FN void add_values(const T* weights, const S* v, int64_t stride, int64_t n, T* sums) {
+  constexpr int W = Vec<T>::size;
+  Vec<T> acc[kVecs];
+#pragma GCC unroll 16
+  for (int d = 0; d < kVecs; ++d) acc[d] = Vec<T>::load(sums + d * W);
+  for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> weight(weights[j]);
+    prefetch_rows(v + (j + kRowsAhead) * stride, stride, 1, kVecs * W);
+#pragma GCC unroll 16
+    for (int d = 0; d < kVecs; ++d) acc[d] = fma(weight, Vec<T>::load(v + j * stride + d * W), acc[d]);
+  }
+#pragma GCC unroll 16
+  for (int d = 0; d < kVecs; ++d) acc[d].store(sums + d * W);
+}
+
+template <class T, class S>
+void add_values(const T* weights, const S* v, int64_t stride, int64_t n, int64_t width, T* sums) {
+  constexpr int W = Vec<T>::size;
+  int64_t d = 0;
+  for (; d + 8 * W <= width; d += 8 * W) add_values<T, 8>(weights, v + d, stride, n, sums + d);
+  for (; d + W <= width; d += W) add_values<T, 1>(weights, v + d, stride, n, sums + d);
+  for (int64_t j = 0; d < width && j < n; ++j)
+    for (int64_t i = d; i < width; ++i) sums[i] += weights[j] * T(element(v + j * stride, i));
+}
+
+// What a piece of the keys leaves of a row: the softmax so far and Σ weight·v, beside each other.
+template <class T>
+struct Pieces {
+  const int64_t count, width;
+  Scratch<Softmax<T>> softmax;
+  Scratch<T> sums;
+
+  Pieces(int64_t units, int64_t rows, int64_t pieces, int64_t value_width)
+      : count(pieces), width(value_width), softmax(units * pieces * rows), sums(units * pieces * rows * width + 1) {}
+};
+
+template <class T>
+void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>* softmax, T* sums) {
+  constexpr int64_t kKeys = 128;  // whose k and v stay in the first cache for all rows
+  const int64_t rows = p.rows_per_group(), batch = unit / p.groups, group = unit % p.groups;
+  const RowBlock<T> block(p, unit, 0, rows);
+  const KeyRange unmasked = p.unmasked(batch);
+  const bool holes = p.has_holes(batch, unmasked);
+  T* const queries = few_queries.reserve<T>(rows * p.width);
+  T* const scores = few_scores.reserve<T>(rows * kKeys);
+  for (int64_t r = 0; r < rows; ++r) {
+    p.query(block.rows[r]).read(p.width, queries + r * p.width);
+    multiply(queries + r * p.width, p.width, p.scale);
+    softmax[r] = {};
+    for (int64_t d = 0; d < p.value_width; ++d) sums[r * p.value_width + d] = 0;
+  }
+  piece.narrow(unmasked);
+  piece.narrow(block.keys);
+  const Stored<T> k = p.at(p.k, batch, group, 0), v = p.at(p.v, batch, group, 0);
+  for (int64_t j0 = piece.first; j0 < piece.last; j0 += kKeys) {
+    const int64_t n = smaller(kKeys, piece.last - j0);
+    k.with([&](const auto* data) {
+      using S = std::remove_pointer_t<decltype(data)>;
+      constexpr int W = Vec<T>::size;
+      const int64_t stride = p.k.strides[2];
+      const S* const from = data + j0 * stride;
+      for (int64_t j = 0; j + W <= n; j += W) {
+        prefetch_rows(from + (j + kRowsAhead) * stride, stride, W, p.width);
+        for (int64_t r = 0; r < rows; ++r)
+          dot_keys(queries + r * p.width, from + j * stride, stride, p.width, scores + r * kKeys + j);
+      }
+      for (int64_t j = n / W * W; j < n; ++j)
+        for (int64_t r = 0; r < rows; ++r) {
+          T* const score = scores + r * kKeys + j;
+          reduce_row<T, 1>(p.width, score, 1, [&](auto at, Vec<T>* acc) {
+            acc[0] = fma(at.load(queries + r * p.width), at.load(from + j * stride), acc[0]);
+          });
+        }
+    });
+    v.with([&](const auto* data) {
+      prefetch_rows(data + j0 * p.v.strides[2], p.v.strides[2], smaller(kRowsAhead, n), p.value_width);
+    });
+    for (int64_t r = 0; r < rows; ++r) {
+      T* const s = scores + r * kKeys;
+      KeyRange band = block.bands[r];
+      band.narrow(unmasked);
+      transform_scores(p, block.rows[r], band, holes, j0, n, s);
+      const T factor = softmax[r].weigh(s, n);
+      if (factor != 1) multiply(sums + r * p.value_width, p.value_width, factor);
+      if (p.drops()) for_each_kept(p, block.rows[r], j0, n, [&](int64_t j, T kept) { s[j] *= kept; });
+    }
+    v.with([&](const auto* data) {
+      const int64_t stride = p.v.strides[2];
+      for (int64_t r = 0; r < rows; ++r)
+        add_values(scores + r * kKeys, data + j0 * stride, stride, n, p.value_width, sums + r * p.value_width);
+    });
+  }
+}
+
+template <class T>
+void decode(const Problem<T>& p, const View& out, T* lse, int threads) {
+  const int64_t rows = p.rows_per_group(), pieces = p.keys ? blocks_of(p.keys, kPieceKeys) : 1, D = p.value_width;
+  const Pieces<T> left(p.units(), rows, pieces, D);
+  if (!is_parallel(p.units() * p.keys * (p.width + D) * rows / Vec<T>::size, threads)) threads = 1;
+  parallel_blocks(p.units() * pieces, threads, [&](int64_t task) {
+    const int64_t first = task % pieces * kPieceKeys;
+    decode_piece(p, task / pieces, {first, smaller(first + kPieceKeys, p.keys)}, left.softmax.data + task * rows,
+                 left.sums.data + task * rows * D);
+  });
+  for (int64_t unit = 0; unit < p.units(); ++unit)
+    for (int64_t r = 0; r < rows; ++r) {
+      const Row row = p.row(unit, r);
+      Softmax<T> all;
+      T* const sums = left.sums.data + (unit * pieces * rows + r) * D;  // of the first piece, which takes the others
+      for (int64_t i = 0; i < pieces; ++i) {
+        const int64_t at = (unit * pieces + i) * rows + r;
+        const auto [kept, added] = all.merge(left.softmax.data[at]);
+        const T* const piece = left.sums.data + at * D;
+        for_each_vec<T>(D, [&, k = kept, a = added](auto j) {
+          j.store(sums, i == 0 ? j.load(piece) : fma(Vec<T>(a), j.load(piece), Vec<T>(k) * j.load(sums)));
+        });
+      }
+      multiply(sums, D, all.total == 0 ? T(0) : 1 / all.total);
+      p.at(out, row.batch, row.head, row.query).write(D, sums);
+      lse[p.index(row)] = all.log_of_sum();
+    }
+}
+
+// Tensors: the problem's, out, lse.
+template <class T>
+void forward(const Call& call) {
+  const Problem<T> p(call, 0);
+  const View& out = call[Problem<T>::kInputs];
+  T* const lse = static_cast<T*>(call[Problem<T>::kInputs + 1].data);
+  const auto path = p.rows_per_group() <= kFewRows ? decode<T> : forward_blocks<T>;
+  path(p, out, lse, call.threads);
+}
+
+}  // namespace attention
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
