@@ -80,6 +80,7 @@ PROBE(reversed, [&] {
 }())
 
 PROBE_MATH(exp, exp(a))
+PROBE_MATH(exp_flushed, exp_flushed(a))
 PROBE_MATH(expm1, expm1(a))
 PROBE_MATH(log, log(a))
 PROBE_MATH(log1p, log1p(a))

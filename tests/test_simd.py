@@ -295,6 +295,18 @@ def test_ulp(level: str, vector: str, name: str) -> None:
 
 
 @probe.over_levels
+@pytest.mark.parametrize("vector", ["f1", "f2"])
+def test_weights(level: str, vector: str) -> None:
+    """exp_flushed: the bound that it states, down to where it flushes, and 0 from there on."""
+    x = np.concatenate([-np.geomspace(1e-8, 87.3, 1_000_001), np.linspace(0, 88, 100_001)]).astype(np.float32)
+    error = ulp_error(apply(level, "exp_flushed", vector, x), np.exp(x.astype(np.float64)))
+    assert (error <= np.maximum(2, np.abs(x) / 2)).all(), f"{error.max()} ulp at {x[error.argmax()]}"
+    below = np.array([-88, -104, -1e4, -1e38, -np.inf], np.float32)
+    assert (apply(level, "exp_flushed", vector, below) == 0).all()
+    assert np.isnan(apply(level, "exp_flushed", vector, np.array([np.nan, -np.nan], np.float32))).all()
+
+
+@probe.over_levels
 @pytest.mark.parametrize("name", ORACLES)
 @np.errstate(all="ignore")
 def test_double(level: str, name: str) -> None:

@@ -47,4 +47,5 @@ def uniform(words: Tensor) -> Tensor:
 
 def threshold(probability: float) -> int:
     """The least word whose uniform number is at least ``probability`` < 1."""
-    return math.ceil(probability * 2**UNIFORM_BITS) << (32 - UNIFORM_BITS)
+    steps: int = math.ceil(probability * 2**UNIFORM_BITS)
+    return steps << (32 - UNIFORM_BITS)
