@@ -300,7 +300,7 @@ def test_weights(level: str, vector: str) -> None:
     """exp_flushed: the bound that it states, down to where it flushes, and 0 from there on."""
     x = np.concatenate([-np.geomspace(1e-8, 87.3, 1_000_001), np.linspace(0, 88, 100_001)]).astype(np.float32)
     error = ulp_error(apply(level, "exp_flushed", vector, x), np.exp(x.astype(np.float64)))
-    bound = 2 + np.abs(x) * (1.1 if level == "v2" else 0.5)
+    bound = 2 + np.abs(x) * (1.25 if level == "v2" else 0.5)
     assert (error <= bound).all(), f"{(error - bound).max()} ulp too much at {x[(error - bound).argmax()]}"
     below = np.array([-88, -104, -1e4, -1e38, -np.inf], np.float32)
     assert (apply(level, "exp_flushed", vector, below) == 0).all()

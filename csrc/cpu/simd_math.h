@@ -139,7 +139,7 @@ MMKERN_FN Vec<float, R> exp(Vec<float, R> x) {
 }
 
 // e^x for x <= 88, and 0 where it is below 2^-126: for weights, whose small ones drown in a sum. Half the work of exp.
-// 2 + |x| / 2 ulp; without fma 2 + 1.1 |x|.
+// 2 + |x| / 2 ulp; without fma 2 + 1.25 |x|.
 template <int R>
 MMKERN_FN Vec<float, R> exp_flushed(Vec<float, R> x) {
   using V = Vec<float, R>;
