@@ -65,6 +65,7 @@ HYPERBOLIC = Family(
     arguments=arguments,
     rivals={op: getattr(rivals, op) for op in (*ROW_WISE, *PAIRWISE, "lorentz_centroid")},
     flops=lambda op, backward: FLOPS[op][backward],
+    yardstick=lambda op: "sgemm" if op in PAIRWISE else "copy",
     peer_name="geoopt",
     peer=rivals.geoopt_peer,
 )

@@ -25,11 +25,12 @@ struct Philox {
     }
   }
 
-  // The least word that stands for a uniform number of at least `probability` < 1; of a word the upper 24 bits count.
-  static uint32_t threshold(double probability) {
+  // The least word that stands for a uniform number of at least `probability`, 2^32 where there is none; of a word the
+  // upper 24 bits count.
+  static uint64_t threshold(double probability) {
     const double steps = probability * 16777216.0;
-    const uint32_t whole = uint32_t(steps);
-    return (whole + (whole < steps)) << 8;
+    const uint64_t whole = uint64_t(steps);
+    return (whole + (double(whole) < steps)) << 8;
   }
 };
 

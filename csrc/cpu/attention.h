@@ -71,7 +71,7 @@ struct Problem {
   T scale, softcap;
   int64_t left, right;
   Alignment alignment;
-  uint32_t dropped_below;
+  uint64_t dropped_below;
   T kept_scale;
 
   Problem(const Call& call, int at)
@@ -276,31 +276,41 @@ void pack_head_columns(const View& view, int64_t batch, int64_t head, KeyRange r
   });
 }
 
-// A head of k or v as rows of T: in place, or copied where the storage type, a tail or a long stride would hurt.
+// The same rows as they stand, in slivers [width][key][cols]: read one after another by a tile, and once by the
+// packing. In place, a tile's column of v would meet itself in a quarter of the first cache, or less.
 template <class T>
-struct HeadRows {
-  const T* data;
-  int64_t stride;
-
-  HeadRows(const View& view, int64_t batch, int64_t head, KeyRange range, int threads, ThreadBuffer& buffer) {
-    const int64_t D = view.sizes[3], W = Vec<T>::size;
-    const Stored<T> from = Problem<T>::at(view, batch, head, 0);
-    data = from.as_they_are();
-    stride = view.strides[2];
-    if (data && stride == D && D % W == 0) return;
-    const int64_t padded = blocks_of(D, W) * W;
-    T* const to = buffer.reserve<T>(view.sizes[2] * padded);
-    const int64_t first = range.first / TileShape<T>::cols * TileShape<T>::cols;  // where the key blocks begin
-    parallel_rows(range.last - first, D, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t j = first + begin; j < first + end; ++j) {
-        T* const row = to + j * padded;
-        for (int64_t d = D; d < padded; ++d) row[d] = 0;
-        (from + j * view.strides[2]).read(D, row);
-      }
+class HeadRows {
+ public:
+  HeadRows(const View& view, int64_t batch, int64_t head, KeyRange range, int threads, ThreadBuffer& buffer)
+      : keys_(view.sizes[2]) {
+    constexpr int W = Vec<T>::size;
+    const int64_t D = view.sizes[3], first = range.first / kCols * kCols;  // where the key blocks begin
+    T* const packed = buffer.reserve<T>(keys_ * blocks_of(D, kCols) * kCols);
+    data_ = packed;
+    Problem<T>::at(view, batch, head, 0).with([&](const auto* data) {
+      parallel_rows(range.last - first, D, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t j = first + begin; j < first + end; ++j) {
+          const auto* const row = data + j * view.strides[2];
+          T* const to = packed + j * kCols;
+          int64_t d = 0;
+          for (; d + W <= D; d += W) Vec<T>::load(row + d).store(to + d / kCols * kCols * keys_ + d % kCols);
+          if (d < D) Vec<T>::load(row + d, int(D - d)).store(to + d / kCols * kCols * keys_ + d % kCols);
+        }
+      });
     });
-    data = to;
-    stride = padded;
   }
+
+  // to[i][d] (+)= Σ x[i][j] row_j[d] over `keys`; x as a tile of scores.
+  MMKERN_FN void multiply(const T* x, KeyRange keys, int64_t rows, int64_t width, Into into, T* to, int64_t ld) const {
+    register_tiles<T, TileShape<T>::block_cols, 1>(
+        x, [&](int64_t d) { return data_ + d * keys_ + keys.first * kCols; }, kCols, rows, width,
+        keys.last - keys.first, into, to, ld);
+  }
+
+ private:
+  static constexpr int64_t kCols = TileShape<T>::cols;
+  const int64_t keys_;
+  const T* data_;
 };
 
 // Whether whole units, or the blocks of one unit after another, are shared among the threads.

@@ -182,12 +182,7 @@ class Sweep {
       add_transposed_product(weights, gs, block.padded, block.count, n, p_.value_width, v, value_width_);
       add_transposed_product(slopes, xs, block.padded, block.count, n, p_.width, k, width_);
     }
-    if (wanted_.queries) {
-      const T* const rows = head_.key_rows.data + keys.first * head_.key_rows.stride;
-      register_tiles<T, ld, 1>(
-          slopes, [&](int64_t j) { return rows + j; }, head_.key_rows.stride, block.padded, p_.width, n, Into::add,
-          queries, width_);
-    }
+    if (wanted_.queries) head_.key_rows.multiply(slopes, keys, block.padded, p_.width, Into::add, queries, width_);
   }
 
   // Of one row: scores become weights (those that dropout kept), and gradients of weights those of scores.

@@ -99,10 +99,7 @@ void forward_block(const Problem<T>& p, const Head<T>& head, RowBlock<T> block, 
       if (b > 0 && factor != 1) multiply(sums + r * value_cols, value_cols, factor);
       if (p.drops()) for_each_kept(p, block.rows[r], keys.first, n, [&](int64_t j, T kept) { s[j] *= kept; });
     }
-    const T* const values = head.values.data + keys.first * head.values.stride;
-    register_tiles<T, ld, 1>(
-        tile, [&](int64_t j) { return values + j; }, head.values.stride, block.padded, value_cols, n,
-        b == 0 ? Into::set : Into::add, sums, value_cols);
+    head.values.multiply(tile, keys, block.padded, value_cols, b == 0 ? Into::set : Into::add, sums, value_cols);
   }
   for (int64_t r = 0; r < block.count; ++r) {
     const Row& row = block.rows[r];

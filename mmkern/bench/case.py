@@ -6,7 +6,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +22,24 @@ Level = Literal["default", "full"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a problem: ``rows`` vectors of length ``width``; ``others`` to pair each with, or to reduce for each."""
+    """Sizes of a problem: ``rows`` vectors of length ``width``; ``others`` to pair each with, or to reduce for each.
+
+    Of attention, ``rows`` are queries and ``others`` keys, in each of ``batch`` times ``heads``.
+    """
 
     rows: int
     width: int
     source: str
     others: int | None = None
+    batch: int | None = None
+    heads: int | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        return [n for n in (self.batch, self.heads, self.rows, self.others, self.width) if n is not None]
 
     def __str__(self) -> str:
-        return "x".join(str(n) for n in (self.rows, self.others, self.width) if n is not None)
+        return "x".join(map(str, self.sizes))
 
 
 def load_shapes(path: Path) -> dict[str, Shape]:
@@ -49,14 +58,21 @@ class Peer:
     comparable: Callable[[Tensor], Tensor]
 
 
+def few_rows(x: Tensor) -> Tensor:
+    """At most 256 rows, evenly spread: the oracle of all pairs takes minutes where mmkern takes a second."""
+    return x[:: -(-x.shape[0] // 256)] if x.dim() else x
+
+
 @dataclass(frozen=True)
 class Family:
-    """What the cases of a family share.
+    """What the cases of a family share. Its functions are told the task: an op, or an op and a variant of its call.
 
-    ``arguments(op, shape, generator)`` makes the inputs, in float32. ``rivals`` are the field's formulas by op, in
-    plain PyTorch, with the arguments of the op; ``torch.compile`` compiles the same functions. ``peer(op, args)`` is
-    another library's op, for cases ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for
-    each of ``rows · others · width``.
+    ``arguments(task, shape, generator)`` makes the inputs, in float32. ``rivals`` are the field's formulas by task, in
+    plain PyTorch, with the same arguments; ``torch.compile`` compiles the same functions. ``ours`` are the calls of
+    mmkern where that is not the op with these arguments. ``peer(task, args)`` is another library's op, for cases
+    ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for each of the product of the sizes.
+    ``yardstick(op)`` is what the machine is asked for at that size: a copy, or the product x yᵀ of ``product(args)``.
+    ``few`` takes of an argument what the oracle can compute in a second.
     """
 
     name: str
@@ -65,6 +81,10 @@ class Family:
     flops: Callable[[str, bool], float]
     peer_name: str = ""
     peer: Callable[[str, Sequence[Any]], Peer] | None = None
+    ours: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    yardstick: Callable[[str], Literal["copy", "sgemm"]] = lambda op: "copy"
+    product: Callable[[Sequence[Any]], tuple[Tensor, Tensor]] = lambda args: (args[0], args[1])
+    few: Callable[[Tensor], Tensor] = few_rows
 
 
 @dataclass(frozen=True)
@@ -82,11 +102,17 @@ class Case:
     dtype: torch.dtype = torch.float32
     threads: int = 1
     with_peer: bool = False
+    variant: str = ""
 
     def __str__(self) -> str:
         dtype = "" if self.dtype == torch.float32 else f"/{str(self.dtype).removeprefix('torch.')}"
         threads = "" if self.threads == 1 else f"/{self.threads} threads"
-        return f"{self.op}/{self.shape}/{self.mode}{dtype}{threads}"
+        variant = f"/{self.variant}" if self.variant else ""
+        return f"{self.op}/{self.shape}/{self.mode}{variant}{dtype}{threads}"
+
+    @property
+    def task(self) -> str:
+        return f"{self.op}, {self.variant}" if self.variant else self.op
 
     @property
     def needs_grad(self) -> bool:
@@ -99,7 +125,7 @@ class Case:
             return "bare kernel"
         if self.mode == "call+grad":
             return "x * 2"
-        return "sgemm" if "pairwise" in self.op else "copy"
+        return self.family.yardstick(self.op)
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -110,19 +136,20 @@ class Case:
     def arguments(self) -> list[Any]:
         """Inputs, the same in every process; ready to be differentiated where the mode needs it."""
         generator = torch.Generator().manual_seed(sum(map(ord, str(self))))
-        made = self.family.arguments(self.op, self.shape, generator)
+        made = self.family.arguments(self.task, self.shape, generator)
         return [self._ready(value) if isinstance(value, Tensor) else value for value in made]
 
     def _ready(self, value: Tensor) -> Tensor | float:
+        if not value.is_floating_point():
+            return value
         if value.dim() == 0:
             return float(value) if self.mode.startswith("call") else value.requires_grad_(self.needs_grad)
         return value.to(self.dtype).requires_grad_(self.needs_grad)
 
     def flops(self) -> float:
         """Additions and multiplications that the problem takes; per-row transcendentals are not counted."""
-        elements = math.prod(n for n in (self.shape.rows, self.shape.others, self.shape.width) if n is not None)
         passes = [False, True] if self.mode == "forward+backward" else [False]
-        return elements * sum(self.family.flops(self.op, backward) for backward in passes)
+        return math.prod(self.shape.sizes) * sum(self.family.flops(self.op, backward) for backward in passes)
 
 
 def traffic(args: Sequence[Any], out: Tensor, mode: Mode) -> int:

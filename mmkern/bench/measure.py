@@ -16,7 +16,7 @@ from mmkern.explain import explain
 
 from . import metrics
 from .case import Case, traffic
-from .sides import Thunk, build_sides, check, yardstick
+from .sides import Thunk, build_sides, check, product_flops, yardstick
 
 WARMUPS = 12  # fewer measure page faults
 FEWEST_ROUNDS, MOST_ROUNDS = 11, 400
@@ -96,7 +96,7 @@ def measure(case: Case, plan: Plan, stage: Stage = lambda text: None) -> Measure
         bytes=moved,
         medians=medians,
         spreads={name: _spread(times) for name, times in samples.items()},
-        metrics=metrics.derive(medians, copies=moved / copied, products=3 if case.mode == "forward+backward" else 1),
+        metrics=metrics.derive(medians, copies=moved / copied, products=case.flops() / product_flops(case, args)),
         samples=samples,
     )
 

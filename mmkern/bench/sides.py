@@ -17,7 +17,6 @@ from .case import Case
 # Rivals run the field's own formulas, which lose digits; this only has to tell them from another function.
 FORWARD_TOLERANCE = 3e-3
 BACKWARD_TOLERANCE = 3e-2
-ROWS_TO_VERIFY = 256
 
 Thunk = Callable[[], Any]
 
@@ -61,15 +60,15 @@ def build_sides(case: Case, rivals: Sequence[str]) -> dict[str, Side]:
     """mmkern first, then those of ``rivals`` ("eager", "compile", "peer") that the case has."""
     args = case.arguments()
     leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
-    sides = {"mmkern": Side(getattr(ops, case.op), args, leaves)}
-    formula = case.family.rivals[case.op]
+    sides = {"mmkern": Side(case.family.ours.get(case.task) or getattr(ops, case.op), args, leaves)}
+    formula = case.family.rivals[case.task]
     if "eager" in rivals:
         sides["eager"] = Side(formula, args, leaves)
     if "compile" in rivals:
         torch._dynamo.reset()  # else a function seen on another shape is compiled for sizes unknown
         sides["compile"] = Side(torch.compile(formula, dynamic=False), args, leaves)
     if "peer" in rivals and case.with_peer and case.family.peer:
-        peer = case.family.peer(case.op, args)
+        peer = case.family.peer(case.task, args)
         sides[case.family.peer_name] = Side(peer.function, peer.args, peer.leaves, peer.comparable)
     return sides
 
@@ -83,9 +82,17 @@ def yardstick(case: Case, args: Sequence[Any]) -> Thunk:
         x = lead.clone().requires_grad_()
         return lambda: x * 2
     if case.yardstick == "sgemm":
-        x, y = (a.detach() for a in args[:2])
+        x, y = (a.detach() for a in case.family.product(args))
         return lambda: torch.mm(x, y.T)
     return lead.clone
+
+
+def product_flops(case: Case, args: Sequence[Any]) -> int:
+    """Of the product that is the yardstick; 1 where there is none."""
+    if case.yardstick != "sgemm":
+        return 1
+    x, y = case.family.product(args)
+    return 2 * x.shape[0] * y.numel()
 
 
 def _bare_kernel(case: Case, args: Sequence[Any]) -> Thunk:
@@ -97,7 +104,7 @@ def _bare_kernel(case: Case, args: Sequence[Any]) -> Thunk:
 
 
 def check(case: Case, sides: Mapping[str, Side]) -> None:
-    """Hold mmkern to the numerics contract, on a few hundred of the rows, and every rival to mmkern, on all of them.
+    """Hold mmkern to the numerics contract, on a few of the rows, and every rival to mmkern, on all of them.
 
     Raises ContractError or WrongResultError.
     """
@@ -117,7 +124,7 @@ def check(case: Case, sides: Mapping[str, Side]) -> None:
 
 
 def _hold_to_contract(case: Case, ours: Side) -> None:
-    args = [_few_rows(a) if isinstance(a, Tensor) else a for a in ours.args]
+    args = [_alone(case.family.few(a.detach()), a) if isinstance(a, Tensor) else a for a in ours.args]
     few = Side(ours.function, args, [a for a in args if isinstance(a, Tensor) and a.requires_grad])
     with mmkern.verify():
         out = few.forward()
@@ -125,11 +132,8 @@ def _hold_to_contract(case: Case, ours: Side) -> None:
             few.gradients(gradient_of(out))
 
 
-def _few_rows(x: Tensor) -> Tensor:
-    """At most ROWS_TO_VERIFY rows, evenly spread: the oracle of all pairs takes minutes where mmkern takes a second."""
-    step = -(-x.shape[0] // ROWS_TO_VERIFY) if x.dim() else 1
-    few = x.detach()[::step] if x.dim() else x.detach()
-    return few.clone(memory_format=torch.contiguous_format).requires_grad_(x.requires_grad)
+def _alone(x: Tensor, of: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format).requires_grad_(of.requires_grad)
 
 
 def _close(what: str, theirs: Tensor, ours: Tensor, tolerance: float) -> None:
