@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkern.backends import cuda_attention, cuda_launch
+from mmkern import backends
+from mmkern.backends import cuda, cuda_attention, cuda_launch
 from mmkern.ops._define import OPS
 from mmkern.reference.attention import BOTTOM_RIGHT, RESAMPLE, TOP_LEFT, kept
 from tests import contract
@@ -182,6 +183,9 @@ def test_infinite_scores_are_the_references(keys: int) -> None:
         torch.testing.assert_close(got, expected, equal_nan=True)
 
 
+# ---- The choice of a backend -----------------------------------------------------------------------------------------
+
+
 def test_plans_depend_on_sizes_alone_and_fit() -> None:
     for dtype in DTYPES:
         for width in (1, 40, 64, 128, 256):
@@ -191,3 +195,37 @@ def test_plans_depend_on_sizes_alone_and_fit() -> None:
                 assert plan.splits * plan.split_keys >= keys > (plan.splits - 1) * plan.split_keys
                 assert (plan.splits > 1) == (keys == 100_000)
                 assert plan.tiles * plan.warps * 16 >= rows
+
+
+def test_reasons_about_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = backends.Backend("cuda", "cpu", DTYPES, lambda: None, backends._find_cuda, backends._cuda_limits)
+    monkeypatch.setattr(backends, "BACKENDS", (on_cpu,))
+    op = OPS["cross_attention"]
+    monkeypatch.setattr(op, "_kernels", {})
+    wide, narrow = randn(1, 1, 2, 300), randn(1, 1, 2, 8)
+
+    def answer(*args: Any) -> str:
+        return str(backends.choices(op, op.name, args[0], args)[0])
+
+    assert answer(wide, wide, wide) == "cuda: takes up to 256 channels a head, got 300"
+    assert answer(narrow, narrow, wide) == "cuda: takes up to 256 channels a head, got 300"
+    assert answer(narrow, narrow, narrow) == answer(narrow) == "cuda: chosen"
+
+    called = []
+    forward = cuda.KERNELS["cross_attention"]
+    monkeypatch.setitem(cuda.KERNELS, "cross_attention", lambda *args: (called.append(1), forward(*args)))
+    tail = [PLAIN.get(name) for name in op.names[3:]]
+    for x in (narrow, wide, narrow, wide):  # the kernel found for one call is not taken for the next
+        expected = op.reference(x, x, x, *tail)
+        for one, other in zip(op(x, x, x, *tail), expected, strict=True):
+            torch.testing.assert_close(one, other)
+    assert len(called) == 2
+    with backends.use_backend("cuda"):
+        with pytest.raises(ValueError, match="cannot run this call: takes up to 256 channels a head, got 300"):
+            op(wide, wide, wide, *tail)
+        # No kernel of the backward: that of another backend, or the reference.
+        x = narrow.clone().requires_grad_()
+        op(x, narrow, narrow, *tail)[0].sum().backward()
+    y = narrow.clone().requires_grad_()
+    op.reference(y, narrow, narrow, *tail)[0].sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
