@@ -26,7 +26,7 @@ _LEAST_KEYS = 256
 _MERGE_THREADS = 128
 
 
-_TYPES = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+TYPES = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 
 _HEADS = "Pqqq"  # data, strides of batch, head and row
 _BROADCAST = "P4q"
@@ -79,7 +79,7 @@ class Plan:
         splits = max(min(-(-_ENOUGH_BLOCKS // (heads * tiles)), -(-keys // _LEAST_KEYS)), 1)
         split_keys = _up_to(tile_keys, max(-(-keys // splits), 1))
         splits = max(-(-keys // split_keys), 1)
-        kernel = f"attention<{_TYPES[dtype]}, {columns}>"
+        kernel = f"attention<{TYPES[dtype]}, {columns}>"
         return cls(kernel, tiles, warps, splits, split_keys, shared_bytes(warps))
 
 
