@@ -32,6 +32,12 @@ def launcher() -> HostLauncher:
 def on_host(launcher: HostLauncher) -> Iterator[None]:
     with cuda_launch.replaced(launcher):
         yield
+    cuda_attention.Plan.of.cache_clear()
+
+
+def split_into(least_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_attention, "_LEAST_KEYS", least_keys)
+    cuda_attention.Plan.of.cache_clear()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
@@ -139,13 +145,13 @@ def test_split_keys_agree_with_whole_ones(
     v = v[:, :, :400]
     seen = torch.arange(400) < torch.tensor([[0], [130]])  # whole splits see nothing
     seen[1, 300:] = True
-    monkeypatch.setattr(cuda_attention, "_LEAST_KEYS", 64)
+    split_into(64, monkeypatch)
     launcher.launched.clear()
     out, lse = attend(q, k, v, key_mask=seen, scale=0.2)
     assert "merge_attention" in launcher.launched
     with launcher.order(Order.random, 3):
         assert torch.equal(out, attend(q, k, v, key_mask=seen, scale=0.2)[0])
-    monkeypatch.setattr(cuda_attention, "_LEAST_KEYS", 1 << 20)
+    split_into(1 << 20, monkeypatch)
     launcher.launched.clear()
     whole, whole_lse = attend(q, k, v, key_mask=seen, scale=0.2)
     assert "merge_attention" not in launcher.launched

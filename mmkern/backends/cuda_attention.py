@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mmkern.backends.cuda_launch import launch
-from mmkern.backends.cuda_tensors import DTYPES, address, fits_vectors
+from mmkern.backends.cuda_tensors import DTYPES, address
 
 _WARP_ROWS = 16
 _MAX_WARPS = 4
-_MAX_INT = 1 << 30  # rows, keys and blocks are counted in int
+_MAX_INT = 1 << 30  # queries of a whole batch, and keys, are counted in int
 _SHARED_BYTES = 99 << 10  # what every device from sm_80 on has for a block
 _STEP = 16  # to whose multiple channels are padded in shared memory
 _VALUE_WIDTHS = (64, 128, 256)
@@ -30,6 +31,7 @@ TYPES = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "F
 
 _HEADS = "Pqqq"  # data, strides of batch, head and row
 _BROADCAST = "P4q"
+_NO_BROADCAST = (0,) * 5
 _ARGS = struct.Struct(
     f"{_HEADS * 3} {_BROADCAST * 3}"  # q, k, v; attn_mask, attn_bias, bias
     "PPP PP qqq"  # key_mask, prefix_lengths, seed; out, lse; all_rows, left, right
@@ -43,7 +45,7 @@ def limits(*args: Any) -> list[str]:
     """Why no kernel takes a call with these first arguments."""
     q, k, v = (x if isinstance(x, Tensor) and x.dim() == 4 else None for x in (*args, None, None)[:3])
     widest = max((x.shape[3] for x in (q, v) if x is not None), default=0)
-    longest = max(0 if q is None else q.shape[1] * q.shape[2], 0 if k is None else k.shape[2])
+    longest = max(0 if q is None else q.shape[:3].numel(), 0 if k is None else k.shape[2])
     return [
         *([f"takes up to {_MAX_WIDTH} channels a head, got {widest}"] if widest > _MAX_WIDTH else []),
         *([f"counts up to {_MAX_INT} queries and keys, got {longest}"] if longest > _MAX_INT else []),
@@ -62,6 +64,7 @@ class Plan:
     shared_bytes: int
 
     @classmethod
+    @functools.lru_cache(maxsize=4096)  # the shapes of a model recur
     def of(cls, dtype: torch.dtype, heads: int, rows: int, keys: int, width: int, value_width: int) -> Plan:
         """``heads`` of k and v over the whole batch, each for ``rows`` queries."""
         columns = next(columns for columns in _VALUE_WIDTHS if value_width <= columns)
@@ -87,19 +90,18 @@ def _up_to(multiple: int, n: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _heads(x: Tensor) -> tuple[int, ...]:
-    return x.data_ptr(), *x.stride()[:3]
+def _heads(x: Tensor) -> tuple[tuple[int, ...], bool]:
+    """Address and strides, and whether all rows begin and end at multiples of 16 bytes."""
+    pointer, item_size = x.data_ptr(), x.element_size()
+    batch, head, row, _ = x.stride()
+    in_vectors = not (pointer | (batch | head | row | x.shape[3]) * item_size) & 15
+    return (pointer, batch, head, row), in_vectors
 
 
 def _broadcast(x: Tensor | None) -> tuple[int, ...]:
     if x is None:
-        return (0,) * 5
+        return _NO_BROADCAST
     return x.data_ptr(), *(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
-
-
-def _vectors(x: Tensor) -> bool:
-    strides = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
-    return fits_vectors(x.dtype.itemsize, x.shape[3], strides, (x.data_ptr(),))
 
 
 def cross_attention(
@@ -130,18 +132,20 @@ def cross_attention(
     if plan.splits > 1:
         partials = torch.empty((plan.splits, *out.shape), dtype=torch.float32, device=q.device)
         results = partials, torch.empty((plan.splits, *lse.shape), dtype=torch.float32, device=q.device)
+    (of_q, q_vectors), (of_k, k_vectors), (of_v, v_vectors) = _heads(q), _heads(k), _heads(v)
     reach = queries + keys  # from one end to the other
     arguments = _ARGS.pack(
-        *_heads(q),
-        *_heads(k),
-        *_heads(v),
+        *of_q,
+        *of_k,
+        *of_v,
         *_broadcast(attn_mask),
         *_broadcast(attn_bias),
         *_broadcast(bias),
         address(key_mask),
         address(prefix_lengths),
         address(seed if dropout_p > 0 else None),
-        *(x.data_ptr() for x in results),
+        results[0].data_ptr(),
+        results[1].data_ptr(),
         lse.numel(),
         min(left, reach),
         min(right, reach),
@@ -154,7 +158,9 @@ def cross_attention(
         plan.splits,
         plan.split_keys,
         alignment,
-        *map(_vectors, (q, k, v)),
+        q_vectors,
+        k_vectors,
+        v_vectors,
         scale / softcap if softcap > 0 else scale,
         softcap,
         dropout_p,
