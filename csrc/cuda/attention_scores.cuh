@@ -37,6 +37,7 @@ struct AttentionArgs {
   float* lse;                     // [B, H, L], or [splits, B, H, L]
   i64 all_rows;                   // B H L
   i64 left, right;                // bounds of the window; negative: none
+  i64 least_kept;                 // of Philox's words, which the dropout keeps from here on
   int heads, groups, queries, keys, width, value_width;
   int splits, split_keys;  // the latter a multiple of the tile
   int alignment;
@@ -119,8 +120,8 @@ struct ScoreTransform {
       for (int half = 0; half < 2; ++half) {
         const PhiloxWords words = philox(seed, a.seed[1] + queries[half].row * fours + key / 4);
         const bool upper = key % 4 != 0;
-        if (uniform(upper ? words.word[2] : words.word[0]) < a.dropout_p) x[2 * half] = 0;
-        if (uniform(upper ? words.word[3] : words.word[1]) < a.dropout_p) x[2 * half + 1] = 0;
+        if ((upper ? words.word[2] : words.word[0]) < a.least_kept) x[2 * half] = 0;
+        if ((upper ? words.word[3] : words.word[1]) < a.least_kept) x[2 * half + 1] = 0;
       }
     });
   }

@@ -27,8 +27,5 @@ MMKERN_FN PhiloxWords philox(i64 seed, i64 counter) {
   return {{a, b, c, d}};
 }
 
-// In [0, 1), by the upper 24 bits: exact in float32.
-MMKERN_FN float uniform(unsigned word) { return float(word >> 8) * (1.0f / 16777216.0f); }
-
 }  // namespace device
 }  // namespace mmkern

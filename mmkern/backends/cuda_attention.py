@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import DTYPES, address
+from mmkern.reference.philox import threshold
 
 _WARP_ROWS = 16
 _MAX_WARPS = 4
@@ -34,7 +35,7 @@ _BROADCAST = "P4q"
 _NO_BROADCAST = (0,) * 5
 _ARGS = struct.Struct(
     f"{_HEADS * 3} {_BROADCAST * 3}"  # q, k, v; attn_mask, attn_bias, bias
-    "PPP PP qqq"  # key_mask, prefix_lengths, seed; out, lse; all_rows, left, right
+    "PPP PP qqq q"  # key_mask, prefix_lengths, seed; out, lse; all_rows, left, right; least_kept
     "6i 2i i 3i"  # heads, groups, queries, keys, width, value_width; splits, split_keys; alignment; vectors of q, k, v
     "fff 0q"  # scale, softcap, dropout_p
 )
@@ -149,6 +150,7 @@ def cross_attention(
         lse.numel(),
         min(left, reach),
         min(right, reach),
+        threshold(dropout_p),
         heads,
         groups,
         queries,
