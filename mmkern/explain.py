@@ -15,7 +15,7 @@ def explain(op: str, *args: Any) -> list[backends.Choice]:
 
     Args:
         op: the name of an op, as in ``mmkern.ops``.
-        args: the arguments of the call; only their dtype and device matter.
+        args: the arguments of the call, or the first of them: dtype, device and, for some kernels, sizes matter.
     Returns: one :class:`mmkern.backends.Choice` a backend, in the order in which they are tried; ``print(*answer)``.
     Raises: ValueError where there is no such op; TypeError where no argument is a tensor.
     """
@@ -24,4 +24,4 @@ def explain(op: str, *args: Any) -> list[backends.Choice]:
     lead = next((a for a in args if isinstance(a, Tensor) and a.dim() > 0), None)
     if lead is None:
         raise TypeError(f"explain: {op} was given no tensor")
-    return backends.choices(OPS[op], lead)
+    return backends.choices(OPS[op], op, lead, args)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmkern.backends import cuda, cuda_launch
-from tests.cuda_on_host.harness import HostLauncher, build
+from tests.cuda_on_host.harness import every_family
 
 DEVICE = torch.device("cuda", 0)
 STREAM = 1234
@@ -44,7 +44,11 @@ def test_the_built_module_gets_name_grid_stream_and_bytes(monkeypatch: pytest.Mo
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "mmkern._cuda", module("mmkern._cuda", launch=lambda *args: calls.append(args)))
     cuda_launch.BuiltLauncher()("centroid", (3, 2), 64, bytes(Pair(7, 0.5)), DEVICE)
-    assert calls == [("centroid", 3, 2, 64, 0, STREAM, bytes(Pair(7, 0.5)))]
+    cuda_launch.BuiltLauncher()("attention<Float32, 64>", (5, 1), 128, bytes(Pair(7, 0.5)), DEVICE, 1 << 16)
+    assert calls == [
+        ("centroid", 3, 2, 64, 0, STREAM, bytes(Pair(7, 0.5))),
+        ("attention<Float32, 64>", 5, 1, 128, 1 << 16, STREAM, bytes(Pair(7, 0.5))),
+    ]
 
 
 def test_the_runtime_compiler_gets_the_source_and_the_driver_a_pointer_to_the_struct(
@@ -62,7 +66,12 @@ def test_the_runtime_compiler_gets_the_source_and_the_driver_a_pointer_to_the_st
         launched.append((*head, struct.first, struct.second, extra))
 
     monkeypatch.setitem(sys.modules, "cupy", module("cupy", RawModule=raw_module))
-    driver = module("cupy_backends.cuda.api.driver", launchKernel=launch_kernel)
+    asked: list[tuple[int, ...]] = []
+    driver = module(
+        "cupy_backends.cuda.api.driver",
+        launchKernel=launch_kernel,
+        funcSetAttribute=lambda *args: asked.append(args),
+    )
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
     launcher = cuda_launch.RuntimeLauncher()
     for _ in range(2):
@@ -70,6 +79,10 @@ def test_the_runtime_compiler_gets_the_source_and_the_driver_a_pointer_to_the_st
     # f, grid, block, shared memory, stream, parameters, extra: the order of cuLaunchKernel.
     assert launched == [(99, 5, 1, 1, 128, 1, 1, 0, STREAM, 7, 0.5, 0)] * 2
     assert len(compiled) == 1, "compiled once"
+    assert not asked
+    launcher("rows<Radial<LorentzExpMap0>::Forward>", (5, 1), 128, bytes(Pair(7, 0.5)), DEVICE, 64 << 10)
+    assert launched[2][7] == 64 << 10
+    assert asked == [(99, 8, 64 << 10)], "more than 48 KiB must be asked for"
     code, options, names = compiled[0]
     assert code == cuda_launch.nvrtc_source()
     assert options == cuda_launch.NVRTC_OPTIONS
@@ -80,6 +93,8 @@ def test_cupy_has_what_the_runtime_launcher_uses() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed (pip install mmkern[cupy])", exc_type=ImportError)
     driver = importlib.import_module("cupy_backends.cuda.api.driver")
     assert "kernel_params, intptr_t extra" in driver.launchKernel.__doc__
+    assert "int attribute, int value" in driver.funcSetAttribute.__doc__
+    assert driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == cuda_launch._MAX_DYNAMIC_SHARED_BYTES
     assert hasattr(cupy.RawModule, "get_function")
     assert hasattr(cupy.RawKernel, "kernel")
     assert hasattr(importlib.import_module("cupy.cuda.function").Function, "ptr")
@@ -99,7 +114,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 def test_the_built_module_has_the_kernels_that_the_host_runs() -> None:
     built = pytest.importorskip("mmkern._cuda", reason="mmkern._cuda is not built", exc_type=ImportError)
-    assert built.kernels() == HostLauncher(build("hyperbolic.cpp")).kernels
+    assert built.kernels() == every_family().kernels
     with pytest.raises(ValueError, match="no CUDA kernel is called nothing"):
         built.launch("nothing", 1, 1, 1, 0, 0, b"")
     with pytest.raises(ValueError, match=r"sum_partials: takes 24 bytes of arguments, got 3"):

@@ -1,4 +1,7 @@
-"""The CUDA backend without a device: its kernels compiled as C++ and run by tests/cuda_on_host."""
+"""The CUDA backend without a device: its kernels compiled as C++ and run by tests/cuda_on_host.
+
+What concerns one family alone: test_cuda_on_host_attention.py, and here the hyperbolic family's.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from torch import Tensor
 
 from mmkern.backends import cuda, cuda_launch
 from tests import contract
+from tests.cases import attention
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 from tests.cuda_on_host import calls
-from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, build, sanitizer_environment
+from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, every_family, sanitizer_environment
 
 # float32 takes every layout; the other dtypes differ in loads and stores alone.
 LABELS_OF_EVERY_DTYPE = ("9x123", "2x3x40", "5x33", "2x8", "17x33x64")
@@ -36,10 +40,39 @@ RUNS = [
 ]
 RUNS = [run for run in RUNS if run[0].label not in ("empty", "0x4x8", "4x0x8")]  # the dispatcher's business
 
+# Attention has products of its own for 16-bit types; what lies between them is the same for all.
+ATTENTION_OF_EVERY_DTYPE = (
+    "plain",
+    "heads inside",
+    "sliced",
+    "extreme",
+    "all at once",
+    "bias LS",
+    "one query",
+    "dropout",
+)
+FORWARD_RUNS = [
+    *RUNS,
+    *((case, torch.float32) for case in attention.CASES),
+    *(
+        (case, dtype)
+        for case in attention.CASES
+        for dtype in (torch.bfloat16, torch.float16)
+        if case.label.startswith(ATTENTION_OF_EVERY_DTYPE)
+    ),
+]
+# Several warps and blocks, tiles that are not full, split keys.
+ATTENTION_IN_ANY_ORDER = [
+    (case, dtype)
+    for case in attention.CASES
+    for dtype in (torch.float32, torch.bfloat16)
+    if case.label.startswith(("all at once", "one query bias", "heads inside"))
+]
+
 
 @pytest.fixture(scope="module")
 def launcher() -> HostLauncher:
-    return HostLauncher(build("hyperbolic.cpp"))
+    return every_family()
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +93,7 @@ def small(op: str) -> Case:
 # ---- The numerics contract -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), FORWARD_RUNS, ids=str)
 def test_forward(case: Case, dtype: torch.dtype) -> None:
     contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
 
@@ -136,13 +169,19 @@ def test_near_pairs_keep_five_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [*(small(op) for op in OPS), *(c for c in WIDE if "3x64" in c.label or "2x8" in c.label)], ids=str
+    ("case", "dtype"),
+    [
+        *((small(op), torch.float32) for op in OPS),
+        *((case, torch.float32) for case in WIDE if "3x64" in case.label or "2x8" in case.label),
+        *ATTENTION_IN_ANY_ORDER,
+    ],
+    ids=str,
 )
-def test_the_order_of_threads_does_not_matter(case: Case, launcher: HostLauncher) -> None:
-    expected = calls.both(case, torch.float32)
+def test_the_order_of_threads_does_not_matter(case: Case, dtype: torch.dtype, launcher: HostLauncher) -> None:
+    expected = calls.both(case, dtype)
     for order, seed in ((Order.reverse, 0), (Order.random, 1), (Order.random, 2)):
         with launcher.order(order, seed):
-            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
+            for one, other in zip(expected, calls.both(case, dtype), strict=True):
                 assert torch.equal(one, other)
 
 
@@ -221,10 +260,15 @@ def _repeated(value: Any, times: int) -> Any:
 
 
 def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
-    assert {name.removesuffix("_backward") for name in cuda.KERNELS} == set(OPS)
+    ops = {name for name, op in contract.OPS.items() if op.family in cuda_launch.FAMILIES}
+    assert {name.removesuffix("_backward") for name in cuda.KERNELS} == ops
     launcher.launched.clear()
     for op in OPS:
         calls.both(case_of(op, "9x123", "5x33", "5x3x5"), torch.float32)
+    for case in attention.CASES:
+        if case.label.endswith(("4x520x16x8", "x128x128", "x256x256")):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                calls.both(case, dtype)
     assert launcher.launched == set(launcher.kernels)
 
 

@@ -259,9 +259,9 @@ def test_verify_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     op = contract.op_of("lorentz_exp_map0")
     right = op._kernel
 
-    def wrong(name: str, lead: Tensor) -> Any:
+    def wrong(name: str, given: Any) -> Any:
         def kernel(*args: Any) -> None:
-            right(name, lead)(*args)
+            right(name, given)(*args)
             args[3 if name.endswith("backward") else -1][0] *= 1.001
 
         return kernel

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.cuda_on_host.harness import HostLauncher, build
+from tests.cuda_on_host.harness import every_family
 from tools import gpu_report_cuda as report
 
 H100 = report.MULTIPROCESSORS["sm_90"]
@@ -36,6 +36,19 @@ def test_names_are_those_of_the_backend() -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_no_kernel_spills() -> None:
     rows = report.kernels(["sm_90a"])
-    assert {row.name for row in rows} == set(HostLauncher(build("hyperbolic.cpp")).kernels)
+    assert {row.name for row in rows} == set(every_family().kernels)
     assert [row.name for row in rows if row.spills] == []
     assert all(row.instructions > 50 and 0 < row.registers <= 255 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("values", [64, 128, 256])
+def test_both_products_of_attention_are_matrix_instructions(values: int) -> None:
+    found = {row.name: row for row in report.kernels(["sm_90a"])}
+    keys = 32 if values == 256 else 64
+    # Once for full tiles and once for others: a step of the channels for every 8 keys, and the whole of P V.
+    expected = 2 * (keys // 8 + keys // 16 * values // 8)
+    for name in (f"attention<Bfloat16, {values}>", f"attention<Float16, {values}>"):
+        assert found[name].matrix_instructions == expected
+    assert found[f"attention<Float32, {values}>"].matrix_instructions == 0

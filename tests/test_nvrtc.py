@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from mmkern.backends import cuda_launch
-from tests.cuda_on_host.harness import HostLauncher, build
+from tests.cuda_on_host.harness import every_family
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 SOME = (
@@ -16,6 +16,9 @@ SOME = (
     "centroid",
     "pairwise_product",
     "sum_partials",
+    "attention<Bfloat16, 64>",
+    "attention<Float32, 64>",
+    "merge_attention",
 )
 
 
@@ -58,7 +61,7 @@ def test_machine_code(nvrtc: ModuleType, architecture: str) -> None:
 
 @pytest.mark.slow
 def test_every_kernel(nvrtc: ModuleType) -> None:
-    kernels = tuple(HostLauncher(build("hyperbolic.cpp")).kernels)
+    kernels = tuple(every_family().kernels)
     ptx, names = compiled(nvrtc, kernels, "compute_90")
     assert len(set(names)) == len(kernels)
     for name in names:

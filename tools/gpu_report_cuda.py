@@ -1,7 +1,8 @@
 """What the CUDA kernels ask of a GPU, found out without one: nvcc compiles them, and their machine code is read.
 
-Registers, stack and static shared memory are ptxas's; spills are also counted as local loads and stores in the machine
-code. Occupancy is the share of a multiprocessor's warps that fit, which these alone decide. Nothing here is a speed.
+Registers, stack and static shared memory are ptxas's, to which comes the shared memory that a launch asks for; spills
+are also counted as local loads and stores in the machine code. Occupancy is the share of a multiprocessor's warps that
+fit, which these alone decide. Nothing here is a speed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmkern.backends import cuda_attention
 from tools.gpu_report_rows import MULTIPROCESSORS, occupancy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,9 +49,18 @@ class CudaKernel:
         return bool(self.spill_bytes or self.stack_bytes or self.local_accesses)
 
 
-def threads_of(name: str) -> int:
-    """Of a block: the tile kernels' only size, the row kernels' smallest and commonest; see mmkern/backends/cuda.py."""
-    return 512 if name == "sum_partials" else 128
+def launched_with(name: str) -> tuple[int, int]:
+    """Threads of a block, and bytes of dynamic shared memory; see mmkern/backends/cuda*.py.
+
+    The tile kernels' only size, the row kernels' smallest and commonest, attention's largest with as many channels as
+    its values may have.
+    """
+    attention = re.fullmatch(r"attention<(\w+), (\d+)>", name)
+    if attention:
+        dtype = next(dtype for dtype, name in cuda_attention.TYPES.items() if name == attention[1])
+        plan = cuda_attention.Plan.of(dtype, 1, 1024, 512, int(attention[2]), int(attention[2]))
+        return plan.warps * 32, plan.shared_bytes
+    return (512 if name == "sum_partials" else 128), 0
 
 
 def find_tool(name: str) -> str:
@@ -141,7 +152,8 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
             for entry in entries:
                 name, registers = names[entry["name"]], int(entry["registers"])
                 shared = re.search(r"(\d+) bytes smem", entry["rest"])
-                shared_bytes = int(shared[1]) if shared else 0
+                threads, dynamic_bytes = launched_with(name)
+                shared_bytes = dynamic_bytes + (int(shared[1]) if shared else 0)
                 opcodes = counts[entry["name"]]
                 found.append(
                     CudaKernel(
@@ -152,9 +164,9 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
                         spill_bytes=int(entry["stores"]) + int(entry["loads"]),
                         local_accesses=opcodes["LDL"] + opcodes["STL"],
                         shared_bytes=shared_bytes,
-                        threads=threads_of(name),
+                        threads=threads,
                         occupancy=occupancy(
-                            MULTIPROCESSORS[architecture.rstrip("a")], registers, shared_bytes, threads_of(name)
+                            MULTIPROCESSORS[architecture.rstrip("a")], registers, shared_bytes, threads
                         ),
                         instructions=opcodes.total(),
                         matrix_instructions=sum(opcodes[name] for name in MATRIX_INSTRUCTIONS),

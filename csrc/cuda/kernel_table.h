@@ -14,6 +14,19 @@ struct DeviceKernelTable {
   int count;
 };
 
+DeviceKernelTable attention_device_kernels();
 DeviceKernelTable hyperbolic_device_kernels();
 
+template <class Args>
+DeviceKernel device_kernel(const char* name, void (*function)(Args)) {
+  return {name, reinterpret_cast<const void*>(function), int(sizeof(Args))};
+}
+
 }  // namespace mmkern
+
+#define MMKERN_DEVICE_KERNEL(...) mmkern::device_kernel(#__VA_ARGS__, __VA_ARGS__),
+#define MMKERN_DEVICE_KERNEL_TABLE(function, LIST)                                                                     \
+  mmkern::DeviceKernelTable mmkern::function() {                                                                       \
+    static const DeviceKernel entries[] = {LIST(MMKERN_DEVICE_KERNEL)};                                                \
+    return {entries, int(sizeof entries / sizeof entries[0])};                                                         \
+  }

@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmkern.ops._define import Op
 
 Kernel = Callable[..., None]
+Limits = Callable[..., list[str]]  # why a kernel does not take a call, from its first arguments or all
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,16 +39,23 @@ settings = _Settings()
 
 @dataclass(frozen=True)
 class Backend:
-    """A set of kernels: where it finds them, on which device and dtypes they run."""
+    """A set of kernels: where it finds them, on which device and dtypes they run.
+
+    ``limits`` finds what a kernel asks of a call beyond that, of one that does not take them all.
+    """
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...]
     missing: Callable[[], str | None]
     find: Callable[[str, str], Kernel]
+    limits: Callable[[str], Limits | None] = lambda name: None
 
-    def reasons_not(self, op: Op, lead: Tensor) -> list[str]:
-        """Why this backend cannot run ``op`` on tensors like ``lead``; empty where it can."""
+    def reasons_not(self, op: Op, name: str, lead: Tensor, args: Sequence[Any]) -> list[str]:
+        """Why this backend cannot run the kernel ``name`` of ``op`` on tensors like ``lead``; empty where it can.
+
+        ``args`` are the arguments of the op, the first of them, or none.
+        """
         reasons = []
         if lead.device.type != self.device:
             reasons.append(f"runs on {self.device}, the input is on {lead.device.type}")
@@ -56,13 +64,16 @@ class Backend:
         missing = self.missing()
         if missing:
             reasons.append(missing)
-        if not reasons and not self._has(op):
-            reasons.append(f"has no kernel of {op.name}")
+        if not reasons and not self.has(op, name):
+            reasons.append(f"has no kernel of {name}")
+        if not reasons and args:
+            limits = self.limits(name)
+            reasons.extend(limits(*args) if limits else ())
         return reasons
 
-    def _has(self, op: Op) -> bool:
+    def has(self, op: Op, name: str) -> bool:
         try:
-            self.find(op.family, op.name)
+            self.find(op.family, name)
         except (AttributeError, ModuleNotFoundError):
             return False
         return True
@@ -121,11 +132,16 @@ def _find_cuda(family: str, name: str) -> Kernel:
     return kernel
 
 
+def _cuda_limits(name: str) -> Limits | None:
+    limits: Limits | None = importlib.import_module("mmkern.backends.cuda").LIMITS.get(name)
+    return limits
+
+
 # In the order in which they are tried. The reference comes after all of them and is not a Backend: it has no kernels.
 BACKENDS = (
     Backend("cpu", "cpu", (*FLOATING, torch.float64), _cpu_missing, _find_cpu),
     Backend("triton", "cuda", FLOATING, _triton_missing, _find_triton),
-    Backend("cuda", "cuda", FLOATING, _cuda_missing, _find_cuda),
+    Backend("cuda", "cuda", FLOATING, _cuda_missing, _find_cuda, _cuda_limits),
 )
 NAMES = (*(backend.name for backend in BACKENDS), "reference")
 
@@ -142,12 +158,15 @@ class Choice:
         return f"{self.backend}: {'chosen' if self.chosen else '; '.join(self.reasons)}"
 
 
-def choices(op: Op, lead: Tensor) -> list[Choice]:
-    """Every backend's answer, in the order in which they are tried; exactly one is chosen."""
-    wanted = settings.backend
+def choices(op: Op, name: str, lead: Tensor, args: Sequence[Any] = ()) -> list[Choice]:
+    """Every backend's answer, in the order in which they are tried; exactly one is chosen.
+
+    ``name`` is the kernel's, of the op or of its backward.
+    """
+    wanted = _in_force(op, name)
     answers, taken = [], False
     for backend in BACKENDS:
-        reasons = backend.reasons_not(op, lead)
+        reasons = backend.reasons_not(op, name, lead, args)
         if wanted not in (None, backend.name):
             reasons.append(f'use_backend("{wanted}") is in force')
         chosen = not reasons and not taken
@@ -157,15 +176,30 @@ def choices(op: Op, lead: Tensor) -> list[Choice]:
     return answers
 
 
-def choose(op: Op, lead: Tensor) -> Backend | None:
-    """The backend for this call, or None for the reference. Raises where ``use_backend`` asks for the impossible."""
-    answers = choices(op, lead)
-    name = next(answer.backend for answer in answers if answer.chosen)
+def _in_force(op: Op, name: str) -> str | None:
+    """What ``use_backend`` asks for, unless that backend has the op's forward alone and ``name`` is the backward."""
     wanted = settings.backend
-    if wanted not in (None, name):
+    if wanted is None or name == op.name:
+        return wanted
+    forward_alone = any(b.name == wanted and b.has(op, op.name) and not b.has(op, name) for b in BACKENDS)
+    return None if forward_alone else wanted
+
+
+def choose(op: Op, name: str, args: Sequence[Any]) -> Backend | None:
+    """The backend for this call, or None for the reference. Raises where ``use_backend`` asks for the impossible."""
+    answers = choices(op, name, args[op.lead], args)
+    chosen = next(answer.backend for answer in answers if answer.chosen)
+    wanted = _in_force(op, name)
+    if wanted not in (None, chosen):
         why = next(answer for answer in answers if answer.backend == wanted)
         raise ValueError(f'{op.name}: use_backend("{wanted}") cannot run this call: {"; ".join(why.reasons)}')
-    return next((backend for backend in BACKENDS if backend.name == name), None)
+    return next((backend for backend in BACKENDS if backend.name == chosen), None)
+
+
+def takes_every_call(chosen: Backend, name: str) -> bool:
+    """Whether the next call with such tensors gets the same answer: no backend up to ``chosen`` looks at more."""
+    tried = BACKENDS[: BACKENDS.index(chosen) + 1]
+    return not any(b.limits(name) for b in tried if b.device == chosen.device)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 ``name_backward(grad, *inputs, curvature, *options, *input_grads, curvature_grad)``, the outputs given.
 
 Here a call becomes launches: which kernel, how many threads share a row, where partial sums lie. The kernels are
-``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs.
+``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention has a file of its own, cuda_attention.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmkern.backends import cuda_attention
 from mmkern.backends.cuda_launch import launch
+from mmkern.backends.cuda_tensors import DTYPES, address, fits_vectors
 
 _COLUMNS = 8  # of a row in a thread's registers
 _MAX_LANES = 512
@@ -25,7 +27,6 @@ _MIN_THREADS = 128
 _MAX_BLOCKS = 4096  # of a row kernel, which walks on from there; bounds the partial sums
 _TILE = 64
 _TILE_THREADS = 128
-_DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 
 # The kernels' structs, in C's layout: P a pointer, q a 64-bit offset, i an int, f a float; 0q ends a struct.
 _SCALAR = "Pf0q"  # pointer, value
@@ -50,10 +51,6 @@ _PRODUCT_ARGS = struct.Struct(f"{_MATRIX} {_MATRIX} Pqq Pq P")  # self, other; w
 
 
 # ---- Tensors as kernels see them -------------------------------------------------------------------------------------
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _scalar(value: float | Tensor) -> tuple[int, float]:
@@ -101,16 +98,6 @@ def _sets(x: Tensor, kept: int) -> tuple[Tensor, int, int]:
     return x, stride, x.stride(leading)
 
 
-def _in_vectors(item_size: int, cols: int, strides: Sequence[int], addresses: Sequence[int]) -> bool:
-    """Whether all rows begin and end at multiples of 16 bytes."""
-    bits = cols * item_size
-    for stride in strides:
-        bits |= stride * item_size
-    for address in addresses:
-        bits |= address
-    return not bits & 15
-
-
 @functools.cache
 def _lanes(cols: int) -> int:
     """How many threads share a row."""
@@ -134,7 +121,7 @@ class _CurvatureGradient:
 
     @property
     def address(self) -> int:
-        return _address(self.partials)
+        return address(self.partials)
 
     def finish(self) -> None:
         if self.total is not None and self.partials is not None:
@@ -212,8 +199,8 @@ class _RowOp:
         blocks, threads = _row_grid(rows, lanes)
         inputs, strides = zip(*map(_rows, vectors), strict=True)  # the copies live until the launch
         pointers = [x.data_ptr() for x in inputs]
-        targets = [_address(out) for out in outputs]
-        in_vectors = _in_vectors(dtype.itemsize, cols, strides, (*pointers, *targets))
+        targets = [address(out) for out in outputs]
+        in_vectors = fits_vectors(dtype.itemsize, cols, strides, (*pointers, *targets))
         numbers, numbers_stride = (None, 0) if row_in is None else _numbers(row_in)
         row_dtype = dtype if row_in is None else row_in.dtype
         total = _CurvatureGradient(curvature_grad, blocks)
@@ -224,17 +211,17 @@ class _RowOp:
             *(0,) * (4 - len(pointers)),
             *targets,
             *(0,) * (3 - len(targets)),
-            _address(numbers),
+            address(numbers),
             numbers_stride,
-            _address(row_out),
+            address(row_out),
             total.address,
             rows,
             *_scalar(curvature),
             option,
             cols,
             lanes,
-            _DTYPES[dtype],
-            _DTYPES[row_dtype],
+            DTYPES[dtype],
+            DTYPES[row_dtype],
             in_vectors,
         )
         launch(kernel, (blocks, 1), threads, arguments, device)
@@ -267,7 +254,7 @@ def _centroid(
     if grad is not None and cols > chunk:
         scratch = torch.empty(sets * -(-cols // chunk) * chunk, dtype=torch.float32, device=x.device)
     total = _CurvatureGradient(curvature_grad, blocks)
-    addresses = (x.data_ptr(), _address(grads), _address(out), _address(x_grad))
+    addresses = (x.data_ptr(), address(grads), address(out), address(x_grad))
     arguments = _CENTROID_ARGS.pack(
         x.data_ptr(),
         x_set_stride,
@@ -275,20 +262,20 @@ def _centroid(
         weights.data_ptr(),
         weight_set_stride,
         weight_member_stride,
-        _address(grads),
+        address(grads),
         grad_stride,
-        _address(out),
-        _address(x_grad),
-        _address(weights_grad),
+        address(out),
+        address(x_grad),
+        address(weights_grad),
         total.address,
-        _address(scratch),
+        address(scratch),
         sets,
         members,
         *_scalar(curvature),
         cols,
         lanes,
-        _DTYPES[x.dtype],
-        _in_vectors(x.dtype.itemsize, cols, (x_set_stride, x_member_stride, grad_stride), addresses),
+        DTYPES[x.dtype],
+        fits_vectors(x.dtype.itemsize, cols, (x_set_stride, x_member_stride, grad_stride), addresses),
     )
     launch(kernel, (blocks, 1), threads, arguments, x.device)
     total.finish()
@@ -325,7 +312,7 @@ def _lorentz_centroid_backward(
 def _matrix(x: Tensor, stride: int) -> tuple[int, int, int, int, int, bool]:
     rows, cols = x.shape
     address, dtype = x.data_ptr(), x.dtype
-    return address, rows, cols, stride, _DTYPES[dtype], _in_vectors(dtype.itemsize, cols, (stride,), (address,))
+    return address, rows, cols, stride, DTYPES[dtype], fits_vectors(dtype.itemsize, cols, (stride,), (address,))
 
 
 def _tiles(n: int) -> int:
@@ -433,7 +420,11 @@ KERNELS: dict[str, Callable[..., None]] = {
     **{f"{name}_backward": op.backward for name, op in (ROW_OPS | PAIRWISE_OPS).items()},
     "lorentz_centroid": _lorentz_centroid,
     "lorentz_centroid_backward": _lorentz_centroid_backward,
+    "cross_attention": cuda_attention.cross_attention,
 }
+
+# Of a kernel that does not take every call: why not this one, from its first arguments or all.
+LIMITS: dict[str, Callable[..., list[str]]] = {"cross_attention": cuda_attention.limits}
 
 
 def __getattr__(name: str) -> Callable[..., None]:

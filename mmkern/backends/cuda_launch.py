@@ -18,13 +18,21 @@ from typing import Any, Protocol
 
 import torch
 
-FAMILIES = ("hyperbolic",)
+FAMILIES = ("attention", "hyperbolic")
+_SHARED_WITHOUT_ASKING = 48 << 10  # bytes of dynamic shared memory; more must be asked for, once a kernel
+_MAX_DYNAMIC_SHARED_BYTES = 8  # of CUfunction_attribute
 NVRTC_OPTIONS = ("-std=c++17", "-default-device")  # the latter: constexpr functions are device functions too
 
 
 class Launcher(Protocol):
     def __call__(
-        self, kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device
+        self,
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: bytes,
+        device: torch.device,
+        shared_bytes: int = 0,
     ) -> None: ...
 
 
@@ -45,10 +53,16 @@ class BuiltLauncher:
         self._launch = importlib.import_module("mmkern._cuda").launch
 
     def __call__(
-        self, kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device
+        self,
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: bytes,
+        device: torch.device,
+        shared_bytes: int = 0,
     ) -> None:
         with _current_stream(device) as stream:
-            self._launch(kernel, *grid, threads, 0, stream, arguments)
+            self._launch(kernel, *grid, threads, shared_bytes, stream, arguments)
 
 
 class RuntimeLauncher:
@@ -60,13 +74,22 @@ class RuntimeLauncher:
         self._compiled = functools.cache(self._compile)
 
     def __call__(
-        self, kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device
+        self,
+        kernel: str,
+        grid: tuple[int, int],
+        threads: int,
+        arguments: bytes,
+        device: torch.device,
+        shared_bytes: int = 0,
     ) -> None:
         struct = ctypes.create_string_buffer(arguments, len(arguments))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         with _current_stream(device) as stream:
             function = self._compiled(kernel).kernel.ptr
-            self._driver.launchKernel(function, *grid, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+            if shared_bytes > _SHARED_WITHOUT_ASKING:
+                self._driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED_BYTES, shared_bytes)
+            grid_and_block = *grid, 1, threads, 1, 1
+            self._driver.launchKernel(function, *grid_and_block, shared_bytes, stream, ctypes.addressof(pointers), 0)
 
     def _compile(self, kernel: str) -> Any:
         module = self._cupy.RawModule(code=nvrtc_source(), options=NVRTC_OPTIONS, name_expressions=(kernel,))
@@ -126,6 +149,13 @@ def _default_launcher() -> Launcher:
             raise RuntimeError(f"no CUDA kernels: {not_built}; {no_cupy}") from no_cupy
 
 
-def launch(kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device) -> None:
+def launch(
+    kernel: str,
+    grid: tuple[int, int],
+    threads: int,
+    arguments: bytes,
+    device: torch.device,
+    shared_bytes: int = 0,
+) -> None:
     """Run ``kernel`` on torch's current stream of ``device``; ``arguments`` is copied before this returns."""
-    (_replacement or _default_launcher())(kernel, grid, threads, arguments, device)
+    (_replacement or _default_launcher())(kernel, grid, threads, arguments, device, shared_bytes)

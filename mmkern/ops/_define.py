@@ -126,7 +126,7 @@ class Op:
         is_plain = all(args[i] is None or type(args[i]) in _PLAIN_TYPES for i in self.vectors)
         if not is_plain or torch._C._len_torch_dispatch_stack() or lead.device.type not in _DEVICES:
             return self._registered(args)
-        if backends.choose(self, lead) is None:
+        if backends.choose(self, self.name, args) is None:
             return self.reference(*args)  # type: ignore[no-any-return]
         if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return self.run(*args)
@@ -164,8 +164,7 @@ class Op:
 
     def run(self, *args: Any) -> Result:
         """The forward kernel, or the reference where there is none; no autograd."""
-        lead = args[self.lead]
-        kernel = self._kernel(self.name, lead)
+        kernel = self._kernel(self.name, args)
         if kernel is None:
             with torch.no_grad():
                 return self.reference(*args)  # type: ignore[no-any-return]
@@ -191,7 +190,7 @@ class Op:
         ``outs`` are the outputs, of an op whose backward kernel reads them.
         """
         lead = args[self.lead]
-        kernel = self._kernel(f"{self.name}_backward", lead)
+        kernel = self._kernel(f"{self.name}_backward", args)
         if kernel is None:
             return self.reference_gradients(grads, wanted, args, create_graph=False)
         gradients = [
@@ -227,16 +226,17 @@ class Op:
             found = iter(torch.autograd.grad(outs, chosen, grads, create_graph=create_graph, allow_unused=True))
         return [next(found) if want else None for want in wanted]
 
-    def _kernel(self, name: str, lead: Tensor) -> backends.Kernel | None:
+    def _kernel(self, name: str, args: Sequence[Any]) -> backends.Kernel | None:
+        lead = args[self.lead]
         if settings.default:
             found = self._kernels.get((name, lead.is_cpu, lead.dtype))
             if found is not None:
                 return found
-        backend = backends.choose(self, lead)
+        backend = backends.choose(self, name, args)
         if backend is None:
             return None
         kernel = backend.find(self.family, name)
-        if settings.default:
+        if settings.default and backends.takes_every_call(backend, name):
             self._kernels[name, lead.is_cpu, lead.dtype] = kernel
         return kernel
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from mmkern.backends.cuda_launch import FAMILIES
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 BUILD = REPOSITORY / "build" / "cuda_on_host"
@@ -77,16 +79,26 @@ def build(source: str, sanitize: bool = False) -> Path:
     return library
 
 
-class HostLauncher:
-    """The kernels of one library, launched as mmkern.backends.cuda_launch launches on a device."""
+def every_family(sanitize: bool = False) -> HostLauncher:
+    """All kernels of the CUDA backend."""
+    return HostLauncher(*(build(f"{family}.cpp", sanitize) for family in FAMILIES))
 
-    def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
-        self._library.cuda_on_host_kernels.restype = ctypes.c_char_p
-        self._library.cuda_on_host_launch.restype = ctypes.c_char_p
-        lines = self._library.cuda_on_host_kernels().decode().splitlines()
-        self.kernels = {name: int(size) for size, _, name in (line.partition(" ") for line in lines)}
+
+class HostLauncher:
+    """The kernels of some libraries, launched as mmkern.backends.cuda_launch launches on a device."""
+
+    def __init__(self, *libraries: Path) -> None:
+        self._libraries = [ctypes.CDLL(str(library)) for library in libraries]
+        self._owners: dict[str, ctypes.CDLL] = {}
+        self.kernels: dict[str, int] = {}  # the bytes of arguments that each takes
         self.launched: set[str] = set()
+        for library in self._libraries:
+            library.cuda_on_host_kernels.restype = ctypes.c_char_p
+            library.cuda_on_host_launch.restype = ctypes.c_char_p
+            for line in library.cuda_on_host_kernels().decode().splitlines():
+                size, _, name = line.partition(" ")
+                self.kernels[name] = int(size)
+                self._owners[name] = library
 
     def __call__(
         self,
@@ -99,7 +111,7 @@ class HostLauncher:
     ) -> None:
         assert device.type == "cpu", "the host runs kernels on CPU tensors"
         self.launched.add(kernel)
-        error = self._library.cuda_on_host_launch(
+        error = self._owners.get(kernel, self._libraries[0]).cuda_on_host_launch(
             kernel.encode(),
             *grid,
             threads,
@@ -112,8 +124,12 @@ class HostLauncher:
 
     @contextlib.contextmanager
     def order(self, order: Order, seed: int = 0) -> Iterator[None]:
-        self._library.cuda_on_host_set_order(int(order), seed)
+        self._set_order(order, seed)
         try:
             yield
         finally:
-            self._library.cuda_on_host_set_order(int(Order.forward), 0)
+            self._set_order(Order.forward, 0)
+
+    def _set_order(self, order: Order, seed: int) -> None:
+        for library in self._libraries:
+            library.cuda_on_host_set_order(int(order), seed)

@@ -104,6 +104,11 @@ inline unsigned float_to_bf162(float first, float second) {
   return cuda_on_host::float_to_bf16(first) | unsigned(cuda_on_host::float_to_bf16(second)) << 16;
 }
 
+inline float exp2(float x) {
+  const float y = exp2f(x);
+  return fabsf(y) < 0x1p-126f ? 0 : y;
+}
+
 inline void cp_async16(void* to, const void* from, bool valid, MMKERN_SITE) {
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
     cuda_on_host::machine().fail("cp.async with an address that is not a multiple of 16", site);

@@ -8,17 +8,24 @@ from __future__ import annotations
 import torch
 
 from mmkern.backends import cuda_launch
+from tests.cases import attention
 from tests.cases.hyperbolic import CASES
 from tests.cuda_on_host.calls import both, widened
-from tests.cuda_on_host.harness import HostLauncher, build
+from tests.cuda_on_host.harness import every_family
 
 ODD = ("9x123", "5x33", "5x3x5")
 IN_VECTORS = ("2x3x40", "17x33x64", "2x8")
 LONG = ("lorentz_log_map", "lorentz_distance", "lorentz_parallel_transport", "lorentz_centroid")
+# Rows of queries and keys that do not fill a tile, split keys, aligned layouts and not; every type and width of values.
+ATTENTION = {
+    torch.float32: ("all at once", "bias LS", "one query bias", "sliced", "x128x128", "x256x256"),
+    torch.bfloat16: ("all at once", "right padded", "x64x64", "x128x128", "x256x256"),
+    torch.float16: ("one query bias", "sliced", "2x2x2x3x0", "x64x64", "x128x128", "x256x256"),
+}
 
 
 def main() -> None:
-    launcher = HostLauncher(build("hyperbolic.cpp", sanitize=True))
+    launcher = every_family(sanitize=True)
     with cuda_launch.replaced(launcher):
         for case in CASES:
             if case.label in ODD:
@@ -28,6 +35,10 @@ def main() -> None:
             if case.label in ODD and case.op in LONG:
                 both(widened(case, 6), torch.float16)  # several warps to a row
                 both(widened(case, 130), torch.float32)  # more columns than registers hold
+        for case in attention.CASES:
+            for dtype, labels in ATTENTION.items():
+                if any(label in case.label for label in labels):
+                    both(case, dtype)
     missed = set(launcher.kernels) - launcher.launched
     assert not missed, f"never launched: {missed}"
     print("clean")

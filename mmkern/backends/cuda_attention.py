@@ -1,0 +1,175 @@
+"""Attention on CUDA: which kernel, how many warps, over how many blocks the keys are split. The kernels are
+``csrc/cuda/attention*.cuh``; the structs below mirror theirs."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkern.backends.cuda_launch import launch
+from mmkern.backends.cuda_tensors import DTYPES, address
+from mmkern.reference.philox import threshold
+
+_WARP_ROWS = 16
+_MAX_WARPS = 4
+_MAX_INT = 1 << 30  # queries of a whole batch, and keys, are counted in int
+_SHARED_BYTES = 99 << 10  # what every device from sm_80 on has for a block
+_STEP = 16  # to whose multiple channels are padded in shared memory
+_VALUE_WIDTHS = (64, 128, 256)
+_MAX_WIDTH = 256
+# Keys are split where blocks are too few to fill a device, but not into less than pays for the merge.
+_ENOUGH_BLOCKS = 256
+_LEAST_KEYS = 256
+_MERGE_THREADS = 128
+
+
+TYPES = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+
+_HEADS = "Pqqq"  # data, strides of batch, head and row
+_BROADCAST = "P4q"
+_NO_BROADCAST = (0,) * 5
+_ARGS = struct.Struct(
+    f"{_HEADS * 3} {_BROADCAST * 3}"  # q, k, v; attn_mask, attn_bias, bias
+    "PPP PP qqq q"  # key_mask, prefix_lengths, seed; out, lse; all_rows, left, right; least_kept
+    "6i 2i i 3i"  # heads, groups, queries, keys, width, value_width; splits, split_keys; alignment; vectors of q, k, v
+    "fff 0q"  # scale, softcap, dropout_p
+)
+_MERGE_ARGS = struct.Struct("PPPPq iii 0q")  # partials, partial_lses, out, lse, rows; splits, width, dtype
+
+
+def limits(*args: Any) -> list[str]:
+    """Why no kernel takes a call with these first arguments."""
+    q, k, v = (x if isinstance(x, Tensor) and x.dim() == 4 else None for x in (*args, None, None)[:3])
+    widest = max((x.shape[3] for x in (q, v) if x is not None), default=0)
+    longest = max(0 if q is None else q.shape[:3].numel(), 0 if k is None else k.shape[2])
+    return [
+        *([f"takes up to {_MAX_WIDTH} channels a head, got {widest}"] if widest > _MAX_WIDTH else []),
+        *([f"counts up to {_MAX_INT} queries and keys, got {longest}"] if longest > _MAX_INT else []),
+    ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call is cut into blocks; sizes alone decide."""
+
+    kernel: str
+    tiles: int  # of queries
+    warps: int
+    splits: int
+    split_keys: int
+    shared_bytes: int
+
+    @classmethod
+    @functools.lru_cache(maxsize=4096)  # the shapes of a model recur
+    def of(cls, dtype: torch.dtype, heads: int, rows: int, keys: int, width: int, value_width: int) -> Plan:
+        """``heads`` of k and v over the whole batch, each for ``rows`` queries."""
+        columns = next(columns for columns in _VALUE_WIDTHS if value_width <= columns)
+        tile_keys = (32 if dtype == torch.float32 else 64) // (2 if columns == _VALUE_WIDTHS[-1] else 1)
+
+        def shared_bytes(warps: int) -> int:
+            """The queries, and one tile of keys and values; a row is 16 bytes longer than its channels."""
+            row, value_row = (_up_to(_STEP, n) * dtype.itemsize + 16 for n in (width, value_width))
+            return (warps * _WARP_ROWS + tile_keys) * row + tile_keys * value_row
+
+        warps = min(-(-rows // _WARP_ROWS), _MAX_WARPS)
+        while shared_bytes(warps) > _SHARED_BYTES:
+            warps -= 1
+        tiles = -(-rows // (_WARP_ROWS * warps))
+        splits = max(min(-(-_ENOUGH_BLOCKS // (heads * tiles)), -(-keys // _LEAST_KEYS)), 1)
+        split_keys = _up_to(tile_keys, max(-(-keys // splits), 1))
+        splits = max(-(-keys // split_keys), 1)
+        kernel = f"attention<{TYPES[dtype]}, {columns}>"
+        return cls(kernel, tiles, warps, splits, split_keys, shared_bytes(warps))
+
+
+def _up_to(multiple: int, n: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _heads(x: Tensor) -> tuple[tuple[int, ...], bool]:
+    """Address and strides, and whether all rows begin and end at multiples of 16 bytes."""
+    pointer, item_size = x.data_ptr(), x.element_size()
+    batch, head, row, _ = x.stride()
+    in_vectors = not (pointer | (batch | head | row | x.shape[3]) * item_size) & 15
+    return (pointer, batch, head, row), in_vectors
+
+
+def _broadcast(x: Tensor | None) -> tuple[int, ...]:
+    if x is None:
+        return _NO_BROADCAST
+    return x.data_ptr(), *(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def cross_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    attn_bias: Tensor | None,
+    bias: Tensor | None,
+    prefix_lengths: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    softcap: float,
+    left: int,
+    right: int,
+    alignment: int,
+    dropout_p: float,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    batch, heads, queries, width = q.shape
+    groups, keys, value_width = v.shape[1:]
+    if lse.numel() == 0:
+        return
+    plan = Plan.of(q.dtype, batch * groups, heads // groups * queries, keys, width, value_width)
+    results = out, lse
+    if plan.splits > 1:
+        partials = torch.empty((plan.splits, *out.shape), dtype=torch.float32, device=q.device)
+        results = partials, torch.empty((plan.splits, *lse.shape), dtype=torch.float32, device=q.device)
+    (of_q, q_vectors), (of_k, k_vectors), (of_v, v_vectors) = _heads(q), _heads(k), _heads(v)
+    reach = queries + keys  # from one end to the other
+    arguments = _ARGS.pack(
+        *of_q,
+        *of_k,
+        *of_v,
+        *_broadcast(attn_mask),
+        *_broadcast(attn_bias),
+        *_broadcast(bias),
+        address(key_mask),
+        address(prefix_lengths),
+        address(seed if dropout_p > 0 else None),
+        results[0].data_ptr(),
+        results[1].data_ptr(),
+        lse.numel(),
+        min(left, reach),
+        min(right, reach),
+        threshold(dropout_p),
+        heads,
+        groups,
+        queries,
+        keys,
+        width,
+        value_width,
+        plan.splits,
+        plan.split_keys,
+        alignment,
+        q_vectors,
+        k_vectors,
+        v_vectors,
+        scale / softcap if softcap > 0 else scale,
+        softcap,
+        dropout_p,
+    )
+    blocks = batch * groups * plan.splits * plan.tiles
+    launch(plan.kernel, (blocks, 1), plan.warps * 32, arguments, q.device, plan.shared_bytes)
+    if plan.splits > 1:
+        pointers = (x.data_ptr() for x in (*results, out, lse))
+        merge = _MERGE_ARGS.pack(*pointers, lse.numel(), plan.splits, value_width, DTYPES[q.dtype])
+        launch("merge_attention", (lse.numel(), 1), _MERGE_THREADS, merge, q.device)

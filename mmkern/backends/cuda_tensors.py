@@ -1,0 +1,24 @@
+"""Tensors as the CUDA kernels see them: addresses, dtype codes, alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/call.h
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def fits_vectors(item_size: int, cols: int, strides: Sequence[int], addresses: Sequence[int]) -> bool:
+    """Whether all rows begin and end at multiples of 16 bytes."""
+    bits = cols * item_size
+    for stride in strides:
+        bits |= stride * item_size
+    for pointer in addresses:
+        bits |= pointer
+    return not bits & 15
