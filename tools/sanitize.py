@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build" / "sanitize"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
-SUITES = ("tests/test_hyperbolic.py", "tests/test_memory.py", "tests/test_bindings.py", "tests/test_dispatch.py")
+SUITES = tuple(f"tests/test_{name}.py" for name in ("attention", "hyperbolic", "memory", "bindings", "dispatch"))
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ REQUIREMENTS = (ROOT / "requirements-test.txt").read_text()
 PINNED = re.search(r"^torch==(.+)$", REQUIREMENTS, re.MULTILINE)
 TORCHES = ("2.9.1", PINNED[1] if PINNED else "", "2.14.1")
 NEEDS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "mpmath")
-SUITES = ("tests/test_hyperbolic.py", "tests/test_dispatch.py", "tests/test_memory.py")
+SUITES = tuple(f"tests/test_{name}.py" for name in ("attention", "hyperbolic", "dispatch", "memory"))
 
 
 def run(torch: str) -> int:
