@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmkern.reference import attention as reference
 
-from ._checks import FLOATING, NUMBER, Arguments
+from ._checks import FLOATING, NUMBER, Arguments, floating_rows
 from ._define import define
 from ._random import seed_tensor
 
@@ -24,7 +24,10 @@ _BIASES = ("attn_bias", "bias")
 def _check(op: str, args: Arguments) -> None:
     q, k, v = args["q"], args["k"], args["v"]
     for name in ("q", "k", "v"):
-        _check_heads(op, name, args[name], q)
+        if args[name].dim() != 4:
+            raise ValueError(
+                f"{op}: {name} has shape {list(args[name].shape)}, expected [batch, heads, length, channels]"
+            )
     (batch, heads, queries, width), (_, groups, keys, _) = q.shape, k.shape
     if k.shape[0] != batch or k.shape[3] != width:
         raise ValueError(f"{op}: k has shape {list(k.shape)}, expected [{batch}, Hkv, S, {width}] as q {list(q.shape)}")
@@ -39,19 +42,6 @@ def _check(op: str, args: Arguments) -> None:
     _check_broadcast(op, "attn_mask", args["attn_mask"], q, (torch.bool,), (batch, heads, queries, keys))
     for name in _BIASES:
         _check_broadcast(op, name, args[name], q, FLOATING, (batch, heads, queries, keys))
-
-
-def _check_heads(op: str, name: str, x: Any, q: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor")
-    if x.dtype not in FLOATING:
-        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
-    if x.dtype != q.dtype:
-        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {q.dtype} as q")
-    if x.device != q.device:
-        raise ValueError(f"{op}: {name} is on {x.device}, expected {q.device} as q")
-    if x.dim() != 4:
-        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected [batch, heads, length, channels]")
 
 
 def _check_tensor(
@@ -112,7 +102,7 @@ _cross_attention = define(
     family="attention",
     reference=reference.cross_attention,
     output=(lambda args: (*args[0].shape[:3], args[2].shape[3]), lambda args: tuple(args[0].shape[:3])),
-    requires=[_check],
+    requires=[floating_rows("q", "k", "v"), _check],
     kinds={
         **dict.fromkeys(("q", "k", "v", *_BIASES), "grid"),
         **dict.fromkeys(("key_mask", "attn_mask", "prefix_lengths", "seed"), "fixed"),
