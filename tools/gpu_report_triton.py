@@ -30,16 +30,18 @@ _MATRIX = ("HGMMA", "UTCHMMA", "HMMA")
 
 @dataclass(frozen=True)
 class Variant:
-    """One call of a launcher: ``op``, or its gradient, on ``[rows, depth]`` inputs."""
+    """One call of a launcher: ``op``, or its gradient, on ``[rows, depth]`` inputs; attention also with masks."""
 
     op: str
     dtype: str
     depth: int = 512
     backward: bool = False
     rows: int = 64
+    masked: bool = False
 
     def __str__(self) -> str:
-        return f"{self.op}{' backward' if self.backward else ''}, {self.dtype}, D = {self.depth}"
+        masks = ", masked" if self.masked else ""
+        return f"{self.op}{' backward' if self.backward else ''}, {self.dtype}, D = {self.depth}{masks}"
 
 
 _RADIAL = (
@@ -50,6 +52,7 @@ _PAIR = ("lorentz_exp_map", "lorentz_log_map", "mobius_add", "poincare_exp_map",
 _VALUE = ("lorentz_distance", "poincare_distance", "lorentz_exterior_angle", "lorentz_entailment_loss")
 ROW_WISE = (*_RADIAL, *_PAIR, *_VALUE, "lorentz_half_aperture", "lorentz_parallel_transport", "lorentz_centroid")
 PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pairwise_distance")
+ATTENTION = "cross_attention"
 
 
 def variants(everything: bool = False) -> list[Variant]:
@@ -62,6 +65,11 @@ def variants(everything: bool = False) -> list[Variant]:
         found += [Variant(op, dtype, backward=backward, rows=512) for op, dtype in pairwise]
     found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
     found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
+    for dtype in ("float16", "bfloat16", "float32"):
+        for depth in (64, 128):
+            calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
+            found += [Variant(ATTENTION, dtype, depth, backward, 512, masked) for backward, masked in calls]
+        found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 256)]
     if everything:
         dtypes = ("float32", "bfloat16", "float16")
         found += [Variant(op, t, backward=b) for op in ROW_WISE for t in dtypes for b in (False, True)]
@@ -74,6 +82,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
     import torch
     from mmkern.kernels import hyperbolic
 
+    if variant.op == ATTENTION:
+        return _attention_call(variant)
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
     n, d = variant.rows, variant.depth
@@ -105,7 +115,38 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
     else:
         arguments.append(out)
     launch = getattr(hyperbolic, variant.op + ("_backward" if variant.backward else ""))
-    return lambda: launch(*arguments), sum(x.numel() * x.element_size() for x in used)
+    return lambda: launch(*arguments), _bytes(used)
+
+
+def _attention_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """Two heads of q to one of k and v; masked: a key mask, a bias for each head, causal."""
+    import torch
+    from mmkern.kernels import attention
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, variant.dtype)
+    n, d = variant.rows, variant.depth
+    q, k, v = (torch.randn(1, heads, n, d).to(dtype) for heads in (2, 1, 1))
+    key_mask, bias = torch.rand(1, n) < 0.9, torch.randn(1, 2, n, n).to(dtype)
+    masks = [key_mask, None, None, bias, None, None] if variant.masked else [None] * 6
+    arguments = [q, k, v, *masks, d**-0.5, 0.0, -1, 0 if variant.masked else -1, 1, 0.0]
+    outs = [torch.empty_like(q), torch.empty(1, 2, n)]
+    used = [x for x in (*arguments, *outs) if isinstance(x, torch.Tensor)]
+    if not variant.backward:
+        return lambda: attention.cross_attention(*arguments, *outs), _bytes(used)
+    attention_gradients = [torch.empty_like(x) for x in (q, k, v)]
+    bias_gradients = [None, torch.empty(1, 2, n, n) if variant.masked else None]
+    given = [torch.ones_like(out) for out in outs]
+    used += [x for x in (*given, *attention_gradients, *bias_gradients) if x is not None]
+
+    def launch() -> None:
+        attention.cross_attention_backward(*given, *arguments, *outs, *attention_gradients, *bias_gradients)
+
+    return launch, _bytes(used)
+
+
+def _bytes(tensors: Sequence[Any]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 @contextmanager

@@ -11,9 +11,12 @@ GUARD = 256
 
 
 def guarded(x: Tensor) -> Tensor:
-    """``x`` with the same values and strides, in a buffer that is NaN wherever ``x`` is not."""
+    """``x`` with the same values and strides; around and between them NaN, or True, or the largest integer."""
+    if x.numel() == 0:
+        return x
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    buffer = torch.full((span + 2 * GUARD,), math.nan, dtype=x.dtype)
+    around = math.nan if x.is_floating_point() else True if x.dtype == torch.bool else torch.iinfo(x.dtype).max
+    buffer = torch.full((span + 2 * GUARD,), around, dtype=x.dtype)
     once = [slice(0, 1) if stride == 0 else slice(None) for stride in x.stride()]
     view = torch.as_strided(buffer, x.shape, x.stride(), GUARD)
     view[tuple(once)] = x[tuple(once)]

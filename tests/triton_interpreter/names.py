@@ -11,4 +11,12 @@ PROPERTIES = (
     "coinciding_points",
     "expanded_gradient",
 )
-CHECKS = (*PROPERTIES, *OPS)
+ATTENTION = "cross_attention"
+ATTENTION_CHECKS = (
+    "attention_masks",
+    "attention_shapes",
+    "attention_dropout",
+    "attention_same_bits",
+    "attention_expanded_gradient",
+)
+CHECKS = (*ATTENTION_CHECKS, *PROPERTIES, *OPS)

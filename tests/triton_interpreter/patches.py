@@ -24,7 +24,7 @@ from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, 
 if not triton.knobs.runtime.interpret:
     raise ImportError("TRITON_INTERPRET=1 must be set before triton is imported")
 
-MAX_PROGRAMS = 256
+MAX_PROGRAMS = 512
 
 
 def to_float32(data: np.ndarray, dtype: tl.dtype) -> np.ndarray:
@@ -56,7 +56,20 @@ def _dot(
         for operand in operands:
             if (operand[np.isfinite(operand)].view(np.uint32) & 0x1FFF).any():
                 raise ValueError("tl.dot: a TF32 dot of operands that TF32 rounds")
+    elif a.dtype.scalar == tl.float32:
+        return TensorHandle(_fused_dot(*operands, d.data), d.dtype.scalar)
     return TensorHandle(np.matmul(*operands, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _fused_dot(a: np.ndarray, b: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """As a GPU does it without matrix instructions: one fused product after the other.
+
+    Kernels that compute the same product in tiles of other shapes rely on the same bits, which BLAS does not give.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    for k in range(a.shape[1]):
+        total = (a[:, k, None] * b[None, k] + total).astype(np.float32)
+    return total
 
 
 def _splat(self: InterpreterBuilder, type_: Any, arg: TensorHandle) -> TensorHandle:

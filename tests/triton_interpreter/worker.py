@@ -15,65 +15,91 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmkern.kernels import hyperbolic as kernels
-from mmkern.kernels import rows
+from mmkern.kernels import attention, hyperbolic, rows
 from torch import Tensor
 
 from mmkern import testing
-from mmkern.ops._define import Op, dense_rows
+from mmkern.ops._define import Op
+from mmkern.reference.attention import kept
+from tests.cases.attention import CASES as ATTENTION_CASES
+from tests.cases.attention import LONG
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
 from tests.contract import gradients_for, op_of
 
 from . import faulty_kernels, patches
 from .buffers import Output, guarded
-from .names import CHECKS
+from .names import ATTENTION, CHECKS
 
 # Layouts that meet another path of the code in 16 bits too; float32 takes all cases.
 _16_BIT = {
     torch.bfloat16: ("9x123", "strided", "near", "5x3x5", "123x129x40"),
     torch.float16: ("3x64", "17x33x64", "near"),
 }
+_ATTENTION_16_BIT = {
+    torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "bias expanded", "window", "extreme"),
+    torch.float16: ("heads inside", "softcap", "dropout", "causal"),
+}
+_ATTENTION_LONG = (
+    "key mask", "bias HLS", "bias LS and mask", "bias expanded", "causal", "prefix", "window", "resample", "dropout",
+    "all at once", "extreme",
+)  # fmt: skip
+
+
+_KERNELS = {"hyperbolic": hyperbolic, "attention": attention}
 
 
 def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
     """Arguments as the dispatcher hands them to a kernel, in guarded buffers."""
-    return [
-        guarded(dense_rows(a) if i in op.vectors else a) if isinstance(a, Tensor) and a.dim() else a
-        for i, a in enumerate(args)
-    ]
+    return [guarded(a) if isinstance(a, Tensor) and a.dim() else a for a in op._prepare(args)]
+
+
+def outputs_of(op: Op, args: Sequence[Any]) -> list[Tensor]:
+    outs = [Output(out.shape, out.dtype) for out in op.empty_outputs(args)]
+    getattr(_KERNELS[op.family], op.name)(*args, *(out.tensor for out in outs))
+    for slot, out in enumerate(outs):
+        out.check(f"{op.name}, output {slot}")
+    return [out.tensor for out in outs]
 
 
 def forward(op: Op, args: Sequence[Any]) -> Tensor:
-    lead = args[op.lead]
-    out = Output(torch.Size(op.outputs[0](args)), lead.dtype)
-    getattr(kernels, op.name)(*args, out.tensor)
-    out.check(op.name)
-    return out.tensor
+    return outputs_of(op, args)[0]
 
 
-def backward(op: Op, grad: Tensor, args: Sequence[Any], wanted: Sequence[bool] | None = None) -> list[Tensor | None]:
+def gradients(
+    op: Op, grads: Sequence[Tensor], args: Sequence[Any], outs: Sequence[Tensor], wanted: Sequence[bool] | None = None
+) -> list[Tensor | None]:
     tensors = [args[i] for i in op.tensors]
     if wanted is None:
         wanted = [isinstance(t, Tensor) for t in tensors]
-    outputs = [Output(t.shape, t.dtype) if want else None for t, want in zip(tensors, wanted, strict=True)]
-    getattr(kernels, f"{op.name}_backward")(grad, *args, *(o and o.tensor for o in outputs))
-    for output, index in zip(outputs, op.tensors, strict=True):
+    found = []
+    for i, tensor, want in zip(op.tensors, tensors, wanted, strict=True):
+        wide = torch.float32 if want and i in op.wide_gradients else None
+        found.append(Output(tensor.shape, wide or tensor.dtype) if want else None)
+    saved = outs if op.backward_reads_outputs else ()
+    kernel = getattr(_KERNELS[op.family], f"{op.name}_backward")
+    kernel(*grads, *args, *saved, *(output and output.tensor for output in found))
+    for output, index in zip(found, op.tensors, strict=True):
         if output is not None:
             output.check(f"{op.name}, gradient of {op.names[index]}")
-    return [o and o.tensor for o in outputs]
+    return [output and output.tensor for output in found]
+
+
+def backward(op: Op, grad: Tensor, args: Sequence[Any], wanted: Sequence[bool] | None = None) -> list[Tensor | None]:
+    return gradients(op, [grad], args, [], wanted)
 
 
 def hold_to_contract(case: Case, dtype: torch.dtype) -> None:
     op = op_of(case.op)
     args = case.arguments(dtype)
-    if any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
+    if op.family == "hyperbolic" and any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
         return  # the dispatcher answers these
     args = prepared(op, args)
-    out = forward(op, args)
-    testing.verify_forward(op, args, [out])
-    grad = guarded(gradients_for(case, [out])[0])
-    testing.verify_backward(op, [grad], args, backward(op, grad, args))
+    outs = outputs_of(op, args)
+    testing.verify_forward(op, args, outs)
+    grads = [guarded(g) for g in gradients_for(case, outs)]
+    saved = [guarded(out) for out in outs]
+    testing.verify_backward(op, grads, args, gradients(op, grads, args, saved))
 
 
 def _cases(op: str) -> list[Case]:
@@ -92,6 +118,64 @@ def contract(op: str) -> None:
                     hold_to_contract(case, dtype)
                 except Exception as error:
                     raise AssertionError(f"{case}, {dtype}: {error}") from error
+
+
+def _attention(wanted: Callable[[str, str], bool]) -> None:
+    """The cases whose kind and sizes are wanted."""
+    for case in ATTENTION_CASES:
+        kind, _, sizes = case.label.rpartition("-")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if wanted(kind, sizes) and (dtype == torch.float32 or kind in _ATTENTION_16_BIT[dtype]):
+                try:
+                    hold_to_contract(case, dtype)
+                except Exception as error:
+                    raise AssertionError(f"{case}, {dtype}: {error}") from error
+
+
+def attention_shapes() -> None:
+    _attention(lambda kind, sizes: kind == "plain")
+
+
+def attention_masks() -> None:
+    """A tile or less of each kind; several tiles of what differs from tile to tile."""
+    _attention(lambda kind, sizes: kind != "plain" and (sizes != str(LONG) or kind in _ATTENTION_LONG))
+
+
+def attention_dropout() -> None:
+    """The mask is the reference's, bit by bit: v of ones on a diagonal shows the weights."""
+    op = op_of(ATTENTION)
+    q, k, v = torch.zeros(2, 2, 20, 4), torch.zeros(2, 2, 70, 4), torch.eye(70).expand(2, 2, 70, 70)
+    seed = torch.tensor([2**63 - 9, 2**32 - 700])
+    args = prepared(op, [q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, 0.5])
+    assert torch.equal(forward(op, args) != 0, kept(torch.Size([2, 2, 20, 70]), seed, 0.5))
+
+
+def attention_same_bits() -> None:
+    """Run after run, whatever gradients are wanted."""
+    op = op_of(ATTENTION)
+    case = next(case for case in ATTENTION_CASES if case.label.startswith("bias LS and mask"))
+    args = prepared(op, case.arguments(torch.float32))
+    outs = outputs_of(op, args)
+    assert all(torch.equal(a, b) for a, b in zip(outs, outputs_of(op, args), strict=True))
+    grads = gradients_for(case, outs)
+    before = gradients(op, grads, args, outs)
+    for slot in range(len(before)):
+        wanted = [i == slot for i in range(len(before))]
+        alone, together = gradients(op, grads, args, outs, wanted)[slot], before[slot]
+        assert alone is not None
+        assert together is not None
+        assert torch.equal(alone, together), f"gradient {slot} alone differs"
+
+
+def attention_expanded_gradient() -> None:
+    """What ``out.sum().backward()`` sends: one element, all strides 0."""
+    op = op_of(ATTENTION)
+    args = prepared(op, ATTENTION_CASES[3].arguments(torch.float32))
+    outs = outputs_of(op, args)
+    expanded = [torch.ones(()).expand(out.shape) for out in outs]
+    ones = [torch.ones(out.shape) for out in outs]
+    for a, b in zip(gradients(op, expanded, args, outs), gradients(op, ones, args, outs), strict=True):
+        assert a is b is None or (a is not None and b is not None and torch.equal(a, b))
 
 
 def chunked() -> None:

@@ -1,0 +1,546 @@
+"""Launchers of the attention family, and their kernels.
+
+Scores are recomputed in the backward. Each gradient is summed by one program in one order, without atomics: dq along the
+keys, dk and dv along the queries of all heads that share them, the gradients of biases by a kernel of their own.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from mmkern.kernels.attention_tiles import (
+    INDEX,
+    NO_BAND,
+    RESAMPLE,
+    Problem,
+    Strided,
+    gradient_of_scores,
+    head_at,
+    kept,
+    keys_seen,
+    load_rows,
+    queries_seeing,
+    scores,
+    store_rows,
+    tile_and_head,
+    weights_of_tile,
+)
+from mmkern.kernels.philox import threshold
+from mmkern.kernels.rows import unit_stride
+from mmkern.kernels.scalar_math import div, log1p
+from torch import Tensor
+
+from mmkern.reference import attention as reference
+
+_NUMBERS = ("heads", "share", "queries", "keys", "left", "right", "shift", "threshold")
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def forward_kernel(
+    problem,
+    out,  # [B, H, L, VALUE_WIDTH]
+    lse,  # [B, H, L], float32, contiguous
+    heads,
+    share,  # heads of q to one of k and v
+    queries,
+    keys,
+    left,
+    right,
+    shift,
+    threshold,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """One program takes QUERIES queries of a head and walks along the keys, as FlashAttention does."""
+    tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
+    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    first = tile * QUERIES
+    q = load_rows(problem.q, head.b, head.h, first, queries, QUERIES, WIDTH, BLOCK)
+    total = tl.zeros([QUERIES, VALUE_BLOCK], tl.float32)
+    norm = tl.zeros([QUERIES], tl.float32)
+    top = tl.full([QUERIES], -float("inf"), tl.float32)
+    i, j = tl.arange(0, QUERIES), tl.arange(0, KEYS)
+    begin, end = keys_seen(first, head, BAND, QUERIES, KEYS)
+    for start in range(begin, end, KEYS):
+        start = tl.to_tensor(start)
+        k = load_rows(problem.k, head.b, head.shared, start, keys, KEYS, WIDTH, BLOCK)
+        product = tl.dot(q, tl.trans(k), input_precision="ieee")
+        score = scores(product, (first, i[:, None]), (start, j[None, :]), problem, head, BAND)[0]
+        new_top = tl.maximum(top, tl.max(score, 1))
+        base = tl.where(new_top == -float("inf"), 0.0, new_top)
+        weight = tl.exp(score - base[:, None])
+        fade = tl.exp(top - base)
+        top = new_top
+        norm = norm * fade + tl.sum(weight, 1)
+        if problem.seed is not None:
+            weight = tl.where(kept(first, start, problem, head, QUERIES, KEYS), weight, 0.0)
+        v = load_rows(problem.v, head.b, head.shared, start, keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
+        total = tl.dot(weight.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
+
+    inverse = problem.keep_scale / tl.where(norm == 0, 1.0, norm)
+    store_rows(out, head.b, head.h, first, queries, total * inverse[:, None], VALUE_WIDTH)
+    # The norm has a term 1, the top's own: log1p of the others keeps their digits.
+    log_norm = tl.where(norm == 0, -float("inf"), top + log1p(norm - 1))
+    tl.store(lse + head.number * queries + first + i, log_norm, i < queries - first)
+
+
+@triton.jit
+def _load_queries(
+    problem, grad, lse, delta, first, head,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
+    QUERIES: tl.constexpr,
+):  # fmt: skip
+    """Tiles of q and dO, lse and delta. Beyond the last query lse is +∞: its weights are 0 whatever its scores."""
+    q = load_rows(problem.q, head.b, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
+    g = load_rows(grad, head.b, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK)
+    i = tl.arange(0, QUERIES)
+    row, mask = head.number * head.queries + first + i, i < head.queries - first
+    row_delta = tl.zeros([QUERIES], tl.float32)
+    if delta is not None:
+        row_delta = tl.load(delta + row, mask, 0.0)
+    return q, g, tl.load(lse + row, mask, float("inf")), row_delta
+
+
+@triton.jit
+def _load_keys(
+    problem, first, head,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    k = load_rows(problem.k, head.b, head.shared, first, head.keys, KEYS, WIDTH, BLOCK)
+    return k, load_rows(problem.v, head.b, head.shared, first, head.keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
+
+
+@triton.jit
+def _of_scores(
+    q, g, k, v, lse, delta, query, key, problem, head,
+    BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of scores, their slope, and the weights."""
+    product = tl.dot(q, tl.trans(k), input_precision="ieee")
+    weight, _, keep, slope = weights_of_tile(product, lse, query, key, problem, head, BAND, QUERIES, KEYS, False)
+    of_weights = tl.dot(g, tl.trans(v), input_precision="ieee")
+    return gradient_of_scores(weight, keep, of_weights, delta[:, None], problem), slope, weight
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def delta_kernel(
+    problem,
+    grad,
+    grad_lse,  # [B, H, L], as four axes
+    out,
+    delta,  # [B, H, L], float32, contiguous
+    heads,
+    share,
+    queries,
+    keys,
+    left,
+    right,
+    shift,
+    threshold,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """``dO·O - dlse`` of each query: what its softmax takes off the gradient of every weight."""
+    tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
+    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    first = tile * QUERIES
+    g = load_rows(grad, head.b, head.h, first, queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK).to(tl.float32)
+    o = load_rows(out, head.b, head.h, first, queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK).to(tl.float32)
+    of_lse = tl.sum(load_rows(grad_lse, head.b, head.h, first, queries, QUERIES, 1, 1), 1)
+    i = tl.arange(0, QUERIES)
+    tl.store(delta + head.number * queries + first + i, tl.sum(g * o, 1) - of_lse, i < queries - first)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def delta_of_weights_kernel(
+    problem,
+    grad,
+    grad_lse,
+    lse,
+    delta,
+    heads,
+    share,
+    queries,
+    keys,
+    left,
+    right,
+    shift,
+    threshold,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """The same as ``Σ weight·gradient - dlse``, along the keys.
+
+    The sums differ in rounding. Where few weights count, ``gradient - delta`` cancels, and has the digits of a float32
+    only where delta was added up of just these gradients. Beside 16-bit weights that difference is nothing.
+    """
+    tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
+    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    first = tile * QUERIES
+    q, g, row_lse, zero = _load_queries(
+        problem, grad, lse, None, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
+    )
+    total, norm = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
+    begin, end = keys_seen(first, head, BAND, QUERIES, KEYS)
+    for start in range(begin, end, KEYS):
+        start = tl.to_tensor(start)
+        k, v = _load_keys(problem, start, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
+        of_score, _, weight = _of_scores(q, g, k, v, row_lse, zero, first, start, problem, head, BAND, QUERIES, KEYS)
+        total += tl.sum(of_score, 1)
+        norm += tl.sum(weight, 1)
+    of_lse = tl.sum(load_rows(grad_lse, head.b, head.h, first, queries, QUERIES, 1, 1), 1)
+    total = div(total, tl.where(norm == 0, 1.0, norm)) - of_lse  # the norm is 1 but for the rounding of lse
+    i = tl.arange(0, QUERIES)
+    tl.store(delta + head.number * queries + first + i, total, i < queries - first)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def queries_kernel(
+    problem,
+    grad,
+    lse,  # [B, H, L], float32, contiguous; so is delta
+    delta,
+    dq,
+    heads,
+    share,
+    queries,
+    keys,
+    left,
+    right,
+    shift,
+    threshold,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """dq: one program takes QUERIES queries of a head and walks along the keys."""
+    tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
+    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    first = tile * QUERIES
+    q, g, row_lse, row_delta = _load_queries(
+        problem, grad, lse, delta, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
+    )
+    total = tl.zeros([QUERIES, BLOCK], tl.float32)
+    begin, end = keys_seen(first, head, BAND, QUERIES, KEYS)
+    for start in range(begin, end, KEYS):
+        start = tl.to_tensor(start)
+        k, v = _load_keys(problem, start, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
+        of_score, slope, _ = _of_scores(
+            q, g, k, v, row_lse, row_delta, first, start, problem, head, BAND, QUERIES, KEYS
+        )
+        total = tl.dot((of_score * slope).to(k.dtype), k, total, input_precision="ieee")
+    store_rows(dq, head.b, head.h, first, queries, total * problem.scale, WIDTH)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def keys_kernel(
+    problem,
+    grad,
+    lse,
+    delta,
+    dk,  # None is not wanted
+    dv,  # None is not wanted
+    heads,
+    share,
+    queries,
+    keys,
+    left,
+    right,
+    shift,
+    threshold,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """dk and dv: one program takes KEYS keys and walks along the queries of each head that shares them.
+
+    Tiles are transposed, so that a tile of weights is the left operand of its product as it lies in the registers.
+    """
+    tile, shared = tile_and_head(tl.cdiv(keys, KEYS))
+    number = shared * share  # the first of its heads of q: they follow one another
+    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    first = tile * KEYS
+    k, v = _load_keys(problem, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
+    k_total = tl.zeros([KEYS, BLOCK], tl.float32)
+    v_total = tl.zeros([KEYS, VALUE_BLOCK], tl.float32)
+    begin, end = queries_seeing(first, head, BAND, KEYS)
+    for number in range(shared * share, shared * share + share):
+        head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+        for start in range(begin, end, QUERIES):
+            start = tl.to_tensor(start)
+            q, g, row_lse, row_delta = _load_queries(
+                problem, grad, lse, delta, start, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
+            )
+            product = tl.dot(k, tl.trans(q), input_precision="ieee")
+            weight, dropped, keep, slope = weights_of_tile(
+                product, row_lse, start, first, problem, head, BAND, QUERIES, KEYS, True
+            )
+            if dv is not None:
+                v_total = tl.dot(dropped.to(g.dtype), g, v_total, input_precision="ieee")
+            if dk is not None:
+                of_weights = tl.dot(v, tl.trans(g), input_precision="ieee")
+                of_score = gradient_of_scores(weight, keep, of_weights, row_delta[None, :], problem)
+                k_total = tl.dot((of_score * slope).to(q.dtype), q, k_total, input_precision="ieee")
+    if dv is not None:
+        store_rows(dv, head.b, head.shared, first, keys, v_total * problem.keep_scale, VALUE_WIDTH)
+    if dk is not None:
+        store_rows(dk, head.b, head.shared, first, keys, k_total * problem.scale, WIDTH)
+
+
+@triton.jit(do_not_specialize=(*_NUMBERS, "batch"))
+def bias_kernel(
+    problem,
+    grad,
+    lse,
+    delta,
+    out,  # float32, contiguous: [B, H, L, S] less the axes that are summed
+    batch,
+    heads,
+    share,
+    queries,
+    keys,
+    left,
+    right,
+    shift,
+    threshold,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    SUMS: tl.constexpr,  # whether batch, heads, queries, keys are summed
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """Gradient of a bias: one program takes a tile of it and walks along the axes that are summed."""
+    row_tiles = 1 if SUMS[2] else tl.cdiv(queries, QUERIES)
+    column_tiles = 1 if SUMS[3] else tl.cdiv(keys, KEYS)
+    tile, part = tile_and_head(row_tiles * column_tiles)  # part: of the batches and heads that remain
+    row_begin, column_begin = tile // column_tiles * QUERIES, tile % column_tiles * KEYS
+    row_end = queries if SUMS[2] else tl.minimum(row_begin + QUERIES, queries)
+    column_end = keys if SUMS[3] else tl.minimum(column_begin + KEYS, keys)
+    if SUMS[0]:
+        number_begin, number_end, step = part, batch * heads, 1 if SUMS[1] else heads
+    else:
+        number_begin = part * heads if SUMS[1] else part
+        number_end, step = number_begin + (heads if SUMS[1] else 1), 1
+
+    total = tl.zeros([QUERIES, KEYS], tl.float32)
+    for number in range(number_begin, number_end, step):
+        head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+        for query in range(row_begin, row_end, QUERIES):
+            query = tl.to_tensor(query)
+            q, g, row_lse, row_delta = _load_queries(
+                problem, grad, lse, delta, query, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
+            )
+            begin, end = keys_seen(query, head, BAND, QUERIES, KEYS)
+            for start in range(tl.maximum(begin, column_begin), tl.minimum(end, column_end), KEYS):
+                start = tl.to_tensor(start)
+                k, v = _load_keys(problem, start, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
+                total += _of_scores(q, g, k, v, row_lse, row_delta, query, start, problem, head, BAND, QUERIES, KEYS)[0]
+
+    i, j = row_begin + tl.arange(0, QUERIES), column_begin + tl.arange(0, KEYS)
+    at = out + part.to(tl.int64) * (1 if SUMS[2] else queries) * (1 if SUMS[3] else keys)
+    if SUMS[2] and SUMS[3]:
+        tl.store(at, tl.sum(tl.sum(total, 1), 0))
+    elif SUMS[2]:
+        tl.store(at + j, tl.sum(total, 0), j < keys)
+    elif SUMS[3]:
+        tl.store(at + i, tl.sum(total, 1), i < queries)
+    else:
+        at += i.to(tl.int64)[:, None] * keys + j[None, :]
+        tl.store(at, total, (i < queries)[:, None] & (j < keys)[None, :])
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sides of a tile, warps, and how many tiles are loaded ahead."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int = 1
+
+
+# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. The
+# largest tiles of which no target of tools/gpu_report.py spills a register, with masks and biases too.
+_FORWARD = {
+    2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
+    4: {64: Blocks(64, 32, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
+}
+_QUERIES = {
+    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
+    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
+}
+_KEYS = {
+    2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
+    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
+}
+_BIAS = {
+    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 8), 256: Blocks(32, 16, 8)},
+    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
+}
+_FEW_QUERIES = 16
+
+
+def _side(size: int) -> int:
+    return max(int(triton.next_power_of_2(size)), 16)
+
+
+class _Call:
+    """The arguments of an op as its kernels take them."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None,
+        attn_mask: Tensor | None,
+        attn_bias: Tensor | None,
+        bias: Tensor | None,
+        prefix_lengths: Tensor | None,
+        seed: Tensor | None,
+        scale: float,
+        softcap: float,
+        left: int,
+        right: int,
+        alignment: int,
+        dropout_p: float,
+    ) -> None:
+        q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
+        self.batch, self.heads, self.queries, width = q.shape
+        self.groups, self.keys = k.shape[1:3]
+        drops = seed is not None and dropout_p > 0
+        self.problem = Problem(
+            Strided.of(q),
+            Strided.of(k),
+            Strided.of(v),
+            None if key_mask is None else key_mask.view(torch.uint8),
+            Strided.broadcast(attn_mask),
+            Strided.broadcast(attn_bias),
+            Strided.broadcast(bias),
+            prefix_lengths if right >= 0 else None,
+            seed if drops else None,
+            float(scale),
+            float(softcap) if softcap > 0 else None,
+            1 / (1 - dropout_p) if drops else 1.0,
+        )
+        band = NO_BAND if left < 0 and right < 0 else RESAMPLE if alignment == reference.RESAMPLE else INDEX
+        far = self.queries + self.keys  # as good as no bound
+        self.numbers = (
+            self.heads,
+            self.heads // max(self.groups, 1),
+            self.queries,
+            self.keys,
+            min(left, far) if left >= 0 else far,
+            min(right, far) if right >= 0 else far,
+            self.keys - self.queries if alignment == reference.BOTTOM_RIGHT else 0,
+            threshold(dropout_p),
+        )
+        self.constants = {
+            "WIDTH": width,
+            "VALUE_WIDTH": v.shape[3],
+            "BAND": band.value,
+            "BLOCK": _side(width),
+            "VALUE_BLOCK": _side(v.shape[3]),
+        }
+
+    def blocks(self, table: dict[int, dict[int, Blocks]]) -> Blocks:
+        width = max(self.constants["BLOCK"], self.constants["VALUE_BLOCK"])
+        rows = table[self.problem.q.data.element_size()]
+        blocks = next((blocks for widest, blocks in rows.items() if width <= widest), rows[max(rows)])
+        return replace(blocks, queries=_FEW_QUERIES) if self.queries <= _FEW_QUERIES else blocks
+
+    def launch(self, kernel: Any, programs: int, blocks: Blocks, *tensors: Any, **constants: Any) -> None:
+        if programs == 0:
+            return
+        with torch.cuda.device_of(self.problem.q.data):
+            kernel[(programs,)](
+                self.problem,
+                *tensors,
+                *self.numbers,
+                **self.constants,
+                **constants,
+                QUERIES=blocks.queries,
+                KEYS=blocks.keys,
+                num_warps=blocks.warps,
+                num_stages=blocks.stages,
+                # Fused, scores differ between the kernels in their last bit; at a score of 10⁴ that is a thousandth.
+                enable_fp_fusion=self.problem.q.data.element_size() == 2,
+            )
+
+
+def cross_attention(*given: Any) -> None:
+    """``(q, k, v, key_mask, …, dropout_p, out, lse)``: see ``mmkern.reference.attention``."""
+    *args, out, lse = given
+    call = _Call(*args)
+    blocks = call.blocks(_FORWARD)
+    programs = triton.cdiv(call.queries, blocks.queries) * call.heads * call.batch
+    call.launch(forward_kernel, programs, blocks, Strided.of(out), lse)
+
+
+def cross_attention_backward(grad: Tensor, grad_lse: Tensor, *given: Any) -> None:
+    """``(grad, grad_lse, q, …, dropout_p, out, lse, dq, dk, dv, dattn_bias, dbias)``; a gradient of None is not wanted."""
+    *args, out, lse, dq, dk, dv, dattn_bias, dbias = given
+    call = _Call(*args)
+    upstream, upstream_lse = Strided.of(unit_stride(grad)), Strided.of(grad_lse[..., None])
+    delta = torch.empty_like(lse)
+    inputs = (upstream, lse, delta)
+    blocks = call.blocks(_QUERIES)
+    row_programs = triton.cdiv(call.queries, blocks.queries) * call.heads * call.batch
+    if grad.element_size() == 2:
+        call.launch(delta_kernel, row_programs, blocks, upstream, upstream_lse, Strided.of(unit_stride(out)), delta)
+    else:
+        call.launch(delta_of_weights_kernel, row_programs, blocks, upstream, upstream_lse, lse, delta)
+    if dq is not None:
+        call.launch(queries_kernel, row_programs, blocks, *inputs, Strided.of(dq))
+    if dk is not None or dv is not None:
+        blocks = call.blocks(_KEYS)
+        programs = triton.cdiv(call.keys, blocks.keys) * call.groups * call.batch
+        call.launch(keys_kernel, programs, blocks, *inputs, Strided.of(dk), Strided.of(dv))
+    for gradient in (dattn_bias, dbias):
+        if gradient is not None:
+            _bias_gradient(call, inputs, gradient)
+
+
+def _bias_gradient(call: _Call, inputs: tuple[Any, ...], gradient: Tensor) -> None:
+    full = (call.batch, call.heads, call.queries, call.keys)
+    shape = list(gradient.shape)
+    if 1 in shape[2:]:  # a row or a column for each head is little: the heads side by side, and then their sum
+        shape[:2] = full[:2]
+    blocks = call.blocks(_BIAS)
+    out = gradient if shape == list(gradient.shape) else gradient.new_empty(shape)
+    programs = shape[0] * shape[1] * triton.cdiv(shape[2], blocks.queries) * triton.cdiv(shape[3], blocks.keys)
+    call.launch(bias_kernel, programs, blocks, *inputs, out, call.batch, SUMS=tuple(size == 1 for size in shape))
+    if out is not gradient:
+        summed = [axis for axis in (0, 1) if gradient.shape[axis] == 1]
+        torch.sum(out, summed, keepdim=True, out=gradient)
