@@ -194,6 +194,8 @@ CASES: list[Case] = [
     case("more queries causal", Sizes(1, 2, 2, 40, 12, 16, 16), right=0),
     case("more queries resample", Sizes(1, 1, 1, 60, 25, 16, 16), left=1, right=1, alignment=RESAMPLE),
     case("one query key mask", Sizes(3, 4, 2, 1, 90, 32, 32), key_mask=key_mask),
+    case("few queries", Sizes(1, 2, 1, 2, 2300, 16, 8)),
+    case("few queries key mask", Sizes(2, 2, 1, 1, 1500, 8, 8), key_mask=left_padded),
     case("one query bias", Sizes(2, 4, 2, 1, 530, 16, 16), bias=scores("H", "S"), left=400, right=0),
     case("heads inside", SMALL, heads=heads_inside),
     case("heads inside", Sizes(1, 2, 2, 50, 300, 64, 64), heads=heads_inside),
