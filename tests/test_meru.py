@@ -218,10 +218,11 @@ def test_state_dict_survives_safetensors(tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_the_release() -> None:
-    own = {name for name, _ in build().named_parameters() if not name.startswith(("visual.", "textual."))}
+    model = build()
+    own = {name for name, _ in model.named_parameters() if not name.startswith(("visual.", "textual."))}
     scalars = {"logit_scale", "curv", "visual_alpha", "textual_alpha"}
     assert own == scalars | {"visual_proj.weight", "textual_proj.weight"}
-    assert {id(s) for s in build().scalars}.isdisjoint({id(p) for p in build().visual_proj.parameters()})
+    assert {id(s) for s in model.scalars}.isdisjoint({id(p) for p in model.visual_proj.parameters()})
 
 
 def test_prompts_are_averaged_in_the_tangent_space() -> None:
