@@ -394,7 +394,7 @@ class Blocks:
 # largest tiles of which no target of tools/gpu_report.py spills a register, with masks and biases too.
 _FORWARD = {
     2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
-    4: {64: Blocks(64, 32, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
 }
 _QUERIES = {
     2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
@@ -402,13 +402,15 @@ _QUERIES = {
 }
 _KEYS = {
     2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
-    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _BIAS = {
     2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 8), 256: Blocks(32, 16, 8)},
-    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _FEW_QUERIES = 16
+# All that a thread can have: left to itself ptxas spills a few to halve the registers. AMD's compiler knows no such option.
+_OPTIONS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 def _side(size: int) -> int:
@@ -496,6 +498,7 @@ class _Call:
                 num_stages=blocks.stages,
                 # Fused, scores differ between the kernels in their last bit; at a score of 10⁴ that is a thousandth.
                 enable_fp_fusion=self.problem.q.data.element_size() == 2,
+                **_OPTIONS,
             )
 
 

@@ -15,6 +15,7 @@ ATTENTION = "cross_attention"
 ATTENTION_CHECKS = (
     "attention_masks",
     "attention_shapes",
+    "attention_many_tiles",
     "attention_dropout",
     "attention_same_bits",
     "attention_expanded_gradient",

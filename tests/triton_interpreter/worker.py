@@ -10,7 +10,8 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,10 @@ _16_BIT = {
     torch.float16: ("3x64", "17x33x64", "near"),
 }
 _ATTENTION_16_BIT = {
-    torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "bias expanded", "window", "extreme"),
-    torch.float16: ("heads inside", "softcap", "dropout", "causal"),
+    torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "window"),
+    torch.float16: ("heads inside", "softcap"),
 }
-_ATTENTION_LONG = (
-    "key mask", "bias HLS", "bias LS and mask", "bias expanded", "causal", "prefix", "window", "resample", "dropout",
-    "all at once", "extreme",
-)  # fmt: skip
+_MANY_TILES = ("bias HLS", "bias BS", "causal", "prefix", "window", "resample", "dropout", "all at once", "extreme")
 
 
 _KERNELS = {"hyperbolic": hyperbolic, "attention": attention}
@@ -137,8 +135,25 @@ def attention_shapes() -> None:
 
 
 def attention_masks() -> None:
-    """A tile or less of each kind; several tiles of what differs from tile to tile."""
-    _attention(lambda kind, sizes: kind != "plain" and (sizes != str(LONG) or kind in _ATTENTION_LONG))
+    """Of each kind one tile or less."""
+    with _tiles(16, 32):
+        _attention(lambda kind, sizes: kind != "plain" and sizes != str(LONG))
+
+
+def attention_many_tiles() -> None:
+    """What differs from tile to tile; in large tiles, since the interpreter takes 10 ms for one of any size."""
+    with _tiles(32, 64):
+        _attention(lambda kind, sizes: kind in _MANY_TILES and sizes == str(LONG))
+
+
+@contextmanager
+def _tiles(queries: int, keys: int) -> Iterator[None]:
+    blocks = attention._Call.blocks
+    attention._Call.blocks = lambda self, table: attention.Blocks(queries, keys, 4)
+    try:
+        yield
+    finally:
+        attention._Call.blocks = blocks
 
 
 def attention_dropout() -> None:
