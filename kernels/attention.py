@@ -390,8 +390,8 @@ class Blocks:
     stages: int = 1
 
 
-# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. The
-# largest tiles of which no target of tools/gpu_report.py spills a register, with masks and biases too.
+# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. No
+# target of tools/gpu_report.py spills a register of these tiles, with masks and biases too.
 _FORWARD = {
     2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
     4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},

@@ -15,8 +15,9 @@ ATTENTION = "cross_attention"
 ATTENTION_CHECKS = (
     "attention_masks",
     "attention_shapes",
-    "attention_many_tiles",
     "attention_dropout",
+    "attention_many_tiles",
+    "attention_beyond_the_last_query",
     "attention_same_bits",
     "attention_expanded_gradient",
 )

@@ -24,6 +24,7 @@ from mmkern.ops._define import Op
 from mmkern.reference.attention import kept
 from tests.cases.attention import CASES as ATTENTION_CASES
 from tests.cases.attention import LONG
+from tests.cases.attention import case as attention_case
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
 from tests.contract import gradients_for, op_of
@@ -41,7 +42,7 @@ _ATTENTION_16_BIT = {
     torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "window"),
     torch.float16: ("heads inside", "softcap"),
 }
-_MANY_TILES = ("bias HLS", "bias BS", "causal", "prefix", "window", "resample", "dropout", "all at once", "extreme")
+_MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
 
 _KERNELS = {"hyperbolic": hyperbolic, "attention": attention}
@@ -144,6 +145,8 @@ def attention_many_tiles() -> None:
     """What differs from tile to tile; in large tiles, since the interpreter takes 10 ms for one of any size."""
     with _tiles(32, 64):
         _attention(lambda kind, sizes: kind in _MANY_TILES and sizes == str(LONG))
+        prefix = attention_case("prefix of many tiles", LONG, right=0, prefix_lengths=torch.tensor([290]))
+        hold_to_contract(prefix, torch.float32)
 
 
 @contextmanager
@@ -163,6 +166,18 @@ def attention_dropout() -> None:
     seed = torch.tensor([2**63 - 9, 2**32 - 700])
     args = prepared(op, [q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, 0.5])
     assert torch.equal(forward(op, args) != 0, kept(torch.Size([2, 2, 20, 70]), seed, 0.5))
+
+
+def attention_beyond_the_last_query() -> None:
+    """A bias of the keys that would overflow where a row has no log-sum-exp to take off."""
+    op = op_of(ATTENTION)
+    q, k, v = torch.randn(3, 1, 1, 9, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    args = prepared(
+        op, [q, k, v, None, None, None, torch.full((1, 1, 1, 9), 300.0), None, None, 1.0, 0.0, -1, -1, 0, 0.0]
+    )
+    outs = outputs_of(op, args)
+    grads = [torch.ones_like(out) for out in outs]
+    testing.verify_backward(op, grads, args, gradients(op, grads, args, outs))
 
 
 def attention_same_bits() -> None:
