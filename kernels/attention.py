@@ -404,6 +404,7 @@ _KEYS = {
     2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
     4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
+_KEYS_BESIDE_BIAS = {**_KEYS, 2: {**_KEYS[2], 128: Blocks(16, 64, 8)}}
 _BIAS = {
     2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 8), 256: Blocks(32, 16, 8)},
     4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
@@ -527,7 +528,8 @@ def cross_attention_backward(grad: Tensor, grad_lse: Tensor, *given: Any) -> Non
     if dq is not None:
         call.launch(queries_kernel, row_programs, blocks, *inputs, Strided.of(dq))
     if dk is not None or dv is not None:
-        blocks = call.blocks(_KEYS)
+        has_bias = call.problem.bias is not None or call.problem.attn_bias is not None
+        blocks = call.blocks(_KEYS_BESIDE_BIAS if has_bias else _KEYS)
         programs = triton.cdiv(call.keys, blocks.keys) * call.groups * call.batch
         call.launch(keys_kernel, programs, blocks, *inputs, Strided.of(dk), Strided.of(dv))
     for gradient in (dattn_bias, dbias):
