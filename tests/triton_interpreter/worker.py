@@ -40,7 +40,7 @@ _16_BIT = {
 }
 _ATTENTION_16_BIT = {
     torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "window"),
-    torch.float16: ("heads inside", "softcap"),
+    torch.float16: ("softcap", "sliced"),
 }
 _MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
@@ -137,7 +137,7 @@ def attention_shapes() -> None:
 
 def attention_masks() -> None:
     """Of each kind one tile or less."""
-    with _tiles(16, 32):
+    with _tiles(16, 64):
         _attention(lambda kind, sizes: kind != "plain" and sizes != str(LONG))
 
 
