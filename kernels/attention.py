@@ -390,11 +390,11 @@ class Blocks:
     stages: int = 1
 
 
-# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. The
-# largest tiles of which no target of tools/gpu_report.py spills a register, with masks and biases too.
+# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. No
+# target of tools/gpu_report.py spills a register of these tiles, with masks and biases too.
 _FORWARD = {
     2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
-    4: {64: Blocks(64, 32, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
 }
 _QUERIES = {
     2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
@@ -402,13 +402,16 @@ _QUERIES = {
 }
 _KEYS = {
     2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
-    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
+_KEYS_BESIDE_BIAS = {**_KEYS, 2: {**_KEYS[2], 128: Blocks(16, 64, 8)}}
 _BIAS = {
     2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 8), 256: Blocks(32, 16, 8)},
-    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _FEW_QUERIES = 16
+# All that a thread can have: left to itself ptxas spills a few to halve the registers. AMD's compiler knows no such option.
+_OPTIONS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 def _side(size: int) -> int:
@@ -496,6 +499,7 @@ class _Call:
                 num_stages=blocks.stages,
                 # Fused, scores differ between the kernels in their last bit; at a score of 10⁴ that is a thousandth.
                 enable_fp_fusion=self.problem.q.data.element_size() == 2,
+                **_OPTIONS,
             )
 
 
@@ -524,7 +528,8 @@ def cross_attention_backward(grad: Tensor, grad_lse: Tensor, *given: Any) -> Non
     if dq is not None:
         call.launch(queries_kernel, row_programs, blocks, *inputs, Strided.of(dq))
     if dk is not None or dv is not None:
-        blocks = call.blocks(_KEYS)
+        has_bias = call.problem.bias is not None or call.problem.attn_bias is not None
+        blocks = call.blocks(_KEYS_BESIDE_BIAS if has_bias else _KEYS)
         programs = triton.cdiv(call.keys, blocks.keys) * call.groups * call.batch
         call.launch(keys_kernel, programs, blocks, *inputs, Strided.of(dk), Strided.of(dv))
     for gradient in (dattn_bias, dbias):

@@ -1,8 +1,7 @@
 """A tile of attention scores: what all kernels of ``attention.py`` compute in the same way.
 
 A tile is either ``[queries, keys]`` or its transpose. Its queries ``i`` and keys ``j`` come as a pair: the first, and what
-each is beyond it, with an axis of size 1 (``[M, 1]`` and ``[1, N]``, or ``[1, M]`` and ``[N, 1]``). So addresses are one
-number of 64 bits and small steps, which the machine adds for nothing; sums of vectors would fill the registers.
+each is beyond it, with an axis of size 1 (``[M, 1]`` and ``[1, N]``, or ``[1, M]`` and ``[N, 1]``).
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
@@ -21,14 +20,22 @@ NO_BAND, INDEX, RESAMPLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 class Strided(NamedTuple):
-    """A tensor of four axes. A stride of None: the tensor is broadcast along that axis."""
+    """A tensor of four axes, strides in units of ``unit`` elements. A stride of None: it is broadcast along that axis.
+
+    Triton knows of an argument whether it is a multiple of 16, and would read the rows of 72 elements one by one.
+    """
 
     data: Any
     strides: tuple[int | None, ...]
+    unit: Any
 
     @classmethod
     def of(cls, x: Tensor | None) -> Strided | None:
-        return None if x is None else cls(x, x.stride())
+        """A tensor of rows."""
+        if x is None:
+            return None
+        unit = 8 if all(stride % 8 == 0 for stride in x.stride()[:3]) else 1
+        return cls(x, tuple(stride // unit for stride in x.stride()[:3]), tl.constexpr(unit))
 
     @classmethod
     def broadcast(cls, x: Tensor | None) -> Strided | None:
@@ -36,7 +43,7 @@ class Strided(NamedTuple):
             return None
         axes = zip(x.shape, x.stride(), strict=True)
         strides = tuple(None if size == 1 or stride == 0 else stride for size, stride in axes)
-        return cls(x.view(torch.uint8) if x.dtype == torch.bool else x, strides)
+        return cls(x.view(torch.uint8) if x.dtype == torch.bool else x, strides, tl.constexpr(1))
 
 
 class Problem(NamedTuple):
@@ -92,7 +99,8 @@ def tile_and_head(tiles):
 @triton.jit
 def _rows(x, b, h, first, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     row = (first + tl.arange(0, COUNT)).to(tl.int64)
-    return x.data + b * x.strides[0] + h * x.strides[1] + row[:, None] * x.strides[2] + tl.arange(0, BLOCK)[None, :]
+    at = x.data + (b * x.strides[0] + h * x.strides[1]) * x.unit
+    return at + row[:, None] * x.strides[2] * x.unit + tl.arange(0, BLOCK)[None, :]
 
 
 @triton.jit

@@ -41,6 +41,16 @@ def test_pairwise_uses_matrix_instructions(target: str, opcode: str, private_cac
     assert not pair.spilled
 
 
+@pytest.mark.parametrize(("target", "opcode"), [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("gfx942", "MFMA")])
+def test_attention_uses_matrix_instructions(target: str, opcode: str, private_cache: Path) -> None:
+    variant = Variant(gpu_report_triton.ATTENTION, "bfloat16", 64, backward=True, rows=512, masked=True)
+    rows = {row.kernel: row for row in gpu_report_triton.compile_variant(variant, target)}
+    assert set(rows) == {"delta_kernel", "queries_kernel", "keys_kernel", "bias_kernel"}
+    for name, row in rows.items():
+        assert not row.spilled, name
+        assert name == "delta_kernel" or row.matrix[opcode] > 0, name
+
+
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_a_spill_is_seen(target: str) -> None:
     with gpu_report_triton.recorded() as launches:
@@ -99,6 +109,13 @@ def test_bytes_are_counted_exactly(private_cache: Path) -> None:
     assert moved - least == 4 * (programs - 1)  # each program reads the curvature
     moved, least = counts[str(long)]
     assert moved - least == 8 * 10000 * 4 + 4 * (programs - 1)
+
+
+def test_attention_reads_its_inputs_once(private_cache: Path) -> None:
+    """Where a head's queries are one tile."""
+    variant = Variant(gpu_report_triton.ATTENTION, "float16", 64, rows=512)
+    moved, least = gpu_report_triton.traffic([variant])[str(variant)]
+    assert moved <= 1.1 * least
 
 
 def test_occupancy() -> None:

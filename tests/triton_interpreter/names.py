@@ -16,6 +16,8 @@ ATTENTION_CHECKS = (
     "attention_masks",
     "attention_shapes",
     "attention_dropout",
+    "attention_many_tiles",
+    "attention_beyond_the_last_query",
     "attention_same_bits",
     "attention_expanded_gradient",
 )

@@ -10,7 +10,8 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmkern.ops._define import Op
 from mmkern.reference.attention import kept
 from tests.cases.attention import CASES as ATTENTION_CASES
 from tests.cases.attention import LONG
+from tests.cases.attention import case as attention_case
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
 from tests.contract import gradients_for, op_of
@@ -37,13 +39,10 @@ _16_BIT = {
     torch.float16: ("3x64", "17x33x64", "near"),
 }
 _ATTENTION_16_BIT = {
-    torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "bias expanded", "window", "extreme"),
-    torch.float16: ("heads inside", "softcap", "dropout", "causal"),
+    torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "window"),
+    torch.float16: ("softcap", "sliced"),
 }
-_ATTENTION_LONG = (
-    "key mask", "bias HLS", "bias LS and mask", "bias expanded", "causal", "prefix", "window", "resample", "dropout",
-    "all at once", "extreme",
-)  # fmt: skip
+_MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
 
 _KERNELS = {"hyperbolic": hyperbolic, "attention": attention}
@@ -137,8 +136,27 @@ def attention_shapes() -> None:
 
 
 def attention_masks() -> None:
-    """A tile or less of each kind; several tiles of what differs from tile to tile."""
-    _attention(lambda kind, sizes: kind != "plain" and (sizes != str(LONG) or kind in _ATTENTION_LONG))
+    """Of each kind one tile or less."""
+    with _tiles(16, 64):
+        _attention(lambda kind, sizes: kind != "plain" and sizes != str(LONG))
+
+
+def attention_many_tiles() -> None:
+    """What differs from tile to tile; in large tiles, since the interpreter takes 10 ms for one of any size."""
+    with _tiles(32, 64):
+        _attention(lambda kind, sizes: kind in _MANY_TILES and sizes == str(LONG))
+        prefix = attention_case("prefix of many tiles", LONG, right=0, prefix_lengths=torch.tensor([290]))
+        hold_to_contract(prefix, torch.float32)
+
+
+@contextmanager
+def _tiles(queries: int, keys: int) -> Iterator[None]:
+    blocks = attention._Call.blocks
+    attention._Call.blocks = lambda self, table: attention.Blocks(queries, keys, 4)
+    try:
+        yield
+    finally:
+        attention._Call.blocks = blocks
 
 
 def attention_dropout() -> None:
@@ -148,6 +166,18 @@ def attention_dropout() -> None:
     seed = torch.tensor([2**63 - 9, 2**32 - 700])
     args = prepared(op, [q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, 0.5])
     assert torch.equal(forward(op, args) != 0, kept(torch.Size([2, 2, 20, 70]), seed, 0.5))
+
+
+def attention_beyond_the_last_query() -> None:
+    """A bias of the keys that would overflow where a row has no log-sum-exp to take off."""
+    op = op_of(ATTENTION)
+    q, k, v = torch.randn(3, 1, 1, 9, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    args = prepared(
+        op, [q, k, v, None, None, None, torch.full((1, 1, 1, 9), 300.0), None, None, 1.0, 0.0, -1, -1, 0, 0.0]
+    )
+    outs = outputs_of(op, args)
+    grads = [torch.ones_like(out) for out in outs]
+    testing.verify_backward(op, grads, args, gradients(op, grads, args, outs))
 
 
 def attention_same_bits() -> None:
