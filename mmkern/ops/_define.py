@@ -126,7 +126,7 @@ class Op:
         is_plain = all(args[i] is None or type(args[i]) in _PLAIN_TYPES for i in self.vectors)
         if not is_plain or torch._C._len_torch_dispatch_stack() or lead.device.type not in _DEVICES:
             return self._registered(args)
-        if backends.choose(self, self.name, args) is None:
+        if self._kernel(self.name, args) is None:
             return self.reference(*args)  # type: ignore[no-any-return]
         if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return self.run(*args)
