@@ -1,37 +1,32 @@
-// Philox4x32-10 (Salmon et al. 2011): four random words by position. Key and counter are (low, high).
+// Philox4x32-10 (Salmon et al. 2011): four random words by position, bit-equal with mmkern/reference/philox.py. The
+// includer supplies MMKERN_FN and MMKERN_ISA, for a CPU or for CUDA.
 #pragma once
 
-#include <stdint.h>
-
-#ifndef MMKERN_FN
-#define MMKERN_FN inline __attribute__((always_inline))
-#endif
-
 namespace mmkern {
+inline namespace MMKERN_ISA {
 
-struct Philox {
-  uint32_t words[4];
-
-  MMKERN_FN Philox(uint64_t seed, uint64_t counter) : words{uint32_t(counter), uint32_t(counter >> 32), 0, 0} {
-    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const uint64_t a = uint64_t(words[0]) * 0xD2511F53u, c = uint64_t(words[2]) * 0xCD9E8D57u;
-      words[0] = uint32_t(c >> 32) ^ words[1] ^ k0;
-      words[2] = uint32_t(a >> 32) ^ words[3] ^ k1;
-      words[1] = uint32_t(c);
-      words[3] = uint32_t(a);
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-  }
-
-  // The least word that stands for a uniform number of at least `probability`, 2^32 where there is none; of a word the
-  // upper 24 bits count.
-  static uint64_t threshold(double probability) {
-    const double steps = probability * 16777216.0;
-    const uint64_t whole = uint64_t(steps);
-    return (whole + (double(whole) < steps)) << 8;
-  }
+struct PhiloxWords {
+  unsigned word[4];
 };
 
+// Key and counter are (low, high) words.
+MMKERN_FN PhiloxWords philox(unsigned long long seed, unsigned long long counter) {
+  unsigned key0 = unsigned(seed), key1 = unsigned(seed >> 32);
+  unsigned a = unsigned(counter), b = unsigned(counter >> 32), c = 0, d = 0;
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const unsigned long long first = a * 0xD2511F53ull, second = c * 0xCD9E8D57ull;
+    a = unsigned(second >> 32) ^ b ^ key0;
+    c = unsigned(first >> 32) ^ d ^ key1;
+    b = unsigned(second);
+    d = unsigned(first);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return {{a, b, c, d}};
+}
+
+}  // namespace MMKERN_ISA
 }  // namespace mmkern

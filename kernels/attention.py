@@ -30,7 +30,7 @@ from mmkern.kernels.attention_tiles import (
     tile_and_head,
     weights_of_tile,
 )
-from mmkern.kernels.philox import threshold
+from mmkern.kernels.philox import least_step
 from mmkern.kernels.rows import unit_stride
 from mmkern.kernels.scalar_math import div, log1p
 from torch import Tensor
@@ -421,53 +421,36 @@ def _side(size: int) -> int:
 class _Call:
     """The arguments of an op as its kernels take them."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        key_mask: Tensor | None,
-        attn_mask: Tensor | None,
-        attn_bias: Tensor | None,
-        bias: Tensor | None,
-        prefix_lengths: Tensor | None,
-        seed: Tensor | None,
-        scale: float,
-        softcap: float,
-        left: int,
-        right: int,
-        alignment: int,
-        dropout_p: float,
-    ) -> None:
-        q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
+    def __init__(self, a: reference.Arguments) -> None:
+        q, k, v = unit_stride(a.q), unit_stride(a.k), unit_stride(a.v)
         self.batch, self.heads, self.queries, width = q.shape
         self.groups, self.keys = k.shape[1:3]
-        drops = seed is not None and dropout_p > 0
+        drops = a.seed is not None and a.dropout_p > 0
         self.problem = Problem(
             Strided.of(q),
             Strided.of(k),
             Strided.of(v),
-            None if key_mask is None else key_mask.view(torch.uint8),
-            Strided.broadcast(attn_mask),
-            Strided.broadcast(attn_bias),
-            Strided.broadcast(bias),
-            prefix_lengths if right >= 0 else None,
-            seed if drops else None,
-            float(scale),
-            float(softcap) if softcap > 0 else None,
-            1 / (1 - dropout_p) if drops else 1.0,
+            None if a.key_mask is None else a.key_mask.view(torch.uint8),
+            Strided.broadcast(a.attn_mask),
+            Strided.broadcast(a.attn_bias),
+            Strided.broadcast(a.bias),
+            a.prefix_lengths if a.right >= 0 else None,
+            a.seed if drops else None,
+            float(a.scale),
+            float(a.softcap) if a.softcap > 0 else None,
+            1 / (1 - a.dropout_p) if drops else 1.0,
         )
-        band = NO_BAND if left < 0 and right < 0 else RESAMPLE if alignment == reference.RESAMPLE else INDEX
+        band = NO_BAND if a.left < 0 and a.right < 0 else RESAMPLE if a.alignment == reference.RESAMPLE else INDEX
         far = self.queries + self.keys  # as good as no bound
         self.numbers = (
             self.heads,
             self.heads // max(self.groups, 1),
             self.queries,
             self.keys,
-            min(left, far) if left >= 0 else far,
-            min(right, far) if right >= 0 else far,
-            self.keys - self.queries if alignment == reference.BOTTOM_RIGHT else 0,
-            threshold(dropout_p),
+            min(a.left, far) if a.left >= 0 else far,
+            min(a.right, far) if a.right >= 0 else far,
+            self.keys - self.queries if a.alignment == reference.BOTTOM_RIGHT else 0,
+            least_step(a.dropout_p),
         )
         self.constants = {
             "WIDTH": width,
@@ -506,7 +489,7 @@ class _Call:
 def cross_attention(*given: Any) -> None:
     """``(q, k, v, key_mask, …, dropout_p, out, lse)``: see ``mmkern.reference.attention``."""
     *args, out, lse = given
-    call = _Call(*args)
+    call = _Call(reference.Arguments(*args))
     blocks = call.blocks(_FORWARD)
     programs = triton.cdiv(call.queries, blocks.queries) * call.heads * call.batch
     call.launch(forward_kernel, programs, blocks, Strided.of(out), lse)
@@ -515,7 +498,7 @@ def cross_attention(*given: Any) -> None:
 def cross_attention_backward(grad: Tensor, grad_lse: Tensor, *given: Any) -> None:
     """``(grad, grad_lse, q, …, dropout_p, out, lse, dq, dk, dv, dattn_bias, dbias)``; a gradient of None is not wanted."""
     *args, out, lse, dq, dk, dv, dattn_bias, dbias = given
-    call = _Call(*args)
+    call = _Call(reference.Arguments(*args))
     upstream, upstream_lse = Strided.of(unit_stride(grad)), Strided.of(grad_lse[..., None])
     delta = torch.empty_like(lse)
     inputs = (upstream, lse, delta)

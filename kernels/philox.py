@@ -1,20 +1,17 @@
 """Philox4x32-10 by position: the integers of ``mmkern.reference.philox``, bit by bit."""
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 
-import math
-
-import numpy as np
 import triton
 import triton.language as tl
 
-from mmkern.reference.philox import UNIFORM_BITS
+from mmkern.reference.philox import UNIFORM_BITS, threshold
 
 _DROPPED_BITS = tl.constexpr(32 - UNIFORM_BITS)
 
 
-def threshold(probability: float) -> int:
-    """``n`` such that ``word >> 8 >= n`` where the uniform number of a word is at least ``probability`` in float32."""
-    return math.ceil(float(np.float32(probability)) * 2**UNIFORM_BITS)
+def least_step(probability: float) -> int:
+    """``n`` such that ``word >> 8 >= n`` where the uniform number of a word is at least ``probability``."""
+    return threshold(probability) >> _DROPPED_BITS.value
 
 
 @triton.jit

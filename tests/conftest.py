@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mmkern
+from tests.cuda_on_host.fixtures import launcher, on_host  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+import mmkern
 from mmkern import ops
 from mmkern.ops._define import OPS
+from mmkern.reference.attention import kept
 from tests import contract
-from tests.cases.attention import CASES
+from tests.cases.attention import CASES, between_words
 from tests.cases.case import Case
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -237,6 +239,33 @@ def test_dropout_is_drawn_from_the_generator_and_keeps_the_mean() -> None:
     many = torch.stack([ops.cross_attention(q, k, v, dropout_p=0.5, seed=seed) for seed in range(400)])
     gap = (many.mean(0) - ops.cross_attention(q, k, v)).abs()
     assert (gap / (many.std(0) / 400**0.5)).max() < 6
+
+
+def test_dropout_draws_the_mask_of_the_reference() -> None:
+    """Bit by bit: v of ones on a diagonal shows the weights. The share is between two words of the draw."""
+    seed = torch.tensor([2**63 - 9, 2**32 - 700])
+    share = between_words(seed)
+    q, k, v = torch.zeros(2, 4, 20, 4), torch.zeros(2, 4, 70, 4), torch.eye(70).expand(2, 4, 70, 70)
+    out, _ = OPS["cross_attention"](q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, share)  # type: ignore[misc]
+    assert torch.equal(out != 0, kept(out.shape, seed, share))
+
+
+def test_dropout_of_nearly_everything() -> None:
+    """No word of Philox is as large as a share beyond 1 − 2⁻²⁴ asks for."""
+    q, k, v = qkv()
+    assert (ops.cross_attention(q, k, v, dropout_p=1 - 2**-30, seed=0) == 0).all()
+    assert (ops.cross_attention(q[:, :, :1], k, v, dropout_p=1 - 2**-30, seed=0) == 0).all()
+
+
+@pytest.mark.parametrize("alignment", ["index", "resample"])
+def test_a_window_beyond_all_keys_is_none(alignment: Any) -> None:
+    q, k, v = qkv()
+    for window in ((2**62, 2**62), (2**62, -1)):
+        out = ops.cross_attention(q, k, v, window_size=window, window_alignment=alignment)
+        with mmkern.use_backend("reference"):
+            expected = ops.cross_attention(q, k, v, window_size=window, window_alignment=alignment)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(out, ops.cross_attention(q, k, v))
 
 
 def test_dropout_of_a_checkpointed_call_is_the_same_again() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmkern.backends.cuda_launch import Launch
 from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, build, sanitizer_environment
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def run(
     **tensors: Tensor,
 ) -> Tensor:
     args = Args(out=out.data_ptr(), **{name: x.data_ptr() for name, x in tensors.items()})
-    launcher(kernel, (blocks, 1), threads, bytes(args), CPU, shared_bytes=shared)
+    launcher(Launch(kernel, (blocks, 1), threads, bytes(args), shared), CPU)
     return out
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmkern.backends import cuda, cuda_launch
+from mmkern.backends.cuda_launch import Launch
 from tests.cuda_on_host.harness import every_family
 
 DEVICE = torch.device("cuda", 0)
@@ -43,8 +44,8 @@ def module(name: str, **contents: Any) -> ModuleType:
 def test_the_built_module_gets_name_grid_stream_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "mmkern._cuda", module("mmkern._cuda", launch=lambda *args: calls.append(args)))
-    cuda_launch.BuiltLauncher()("centroid", (3, 2), 64, bytes(Pair(7, 0.5)), DEVICE)
-    cuda_launch.BuiltLauncher()("attention<Float32, 64>", (5, 1), 128, bytes(Pair(7, 0.5)), DEVICE, 1 << 16)
+    cuda_launch.BuiltLauncher()(Launch("centroid", (3, 2), 64, bytes(Pair(7, 0.5))), DEVICE)
+    cuda_launch.BuiltLauncher()(Launch("attention<Float32, 64>", (5, 1), 128, bytes(Pair(7, 0.5)), 1 << 16), DEVICE)
     assert calls == [
         ("centroid", 3, 2, 64, 0, STREAM, bytes(Pair(7, 0.5))),
         ("attention<Float32, 64>", 5, 1, 128, 1 << 16, STREAM, bytes(Pair(7, 0.5))),
@@ -74,13 +75,14 @@ def test_the_runtime_compiler_gets_the_source_and_the_driver_a_pointer_to_the_st
     )
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
     launcher = cuda_launch.RuntimeLauncher()
+    launch = Launch("rows<Radial<LorentzExpMap0>::Forward>", (5, 1), 128, bytes(Pair(7, 0.5)))
     for _ in range(2):
-        launcher("rows<Radial<LorentzExpMap0>::Forward>", (5, 1), 128, bytes(Pair(7, 0.5)), DEVICE)
+        launcher(launch, DEVICE)
     # f, grid, block, shared memory, stream, parameters, extra: the order of cuLaunchKernel.
     assert launched == [(99, 5, 1, 1, 128, 1, 1, 0, STREAM, 7, 0.5, 0)] * 2
     assert len(compiled) == 1, "compiled once"
     assert not asked
-    launcher("rows<Radial<LorentzExpMap0>::Forward>", (5, 1), 128, bytes(Pair(7, 0.5)), DEVICE, 64 << 10)
+    launcher(launch._replace(shared_bytes=64 << 10), DEVICE)
     assert launched[2][7] == 64 << 10
     assert asked == [(99, 8, 64 << 10)], "more than 48 KiB must be asked for"
     code, options, names = compiled[0]

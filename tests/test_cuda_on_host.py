@@ -9,7 +9,6 @@ import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,8 +20,9 @@ from tests import contract
 from tests.cases import attention
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 from tests.cuda_on_host import calls
-from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, every_family, sanitizer_environment
+from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, sanitizer_environment
 
+pytestmark = pytest.mark.usefixtures("on_host")
 # float32 takes every layout; the other dtypes differ in loads and stores alone.
 LABELS_OF_EVERY_DTYPE = ("9x123", "2x3x40", "5x33", "2x8", "17x33x64")
 # A row to a part of a warp, to several warps, in two chunks; the chunks in 16-byte accesses and without.
@@ -68,17 +68,6 @@ ATTENTION_IN_ANY_ORDER = [
     for dtype in (torch.float32, torch.bfloat16)
     if case.label.startswith(("all at once", "one query bias", "heads inside"))
 ]
-
-
-@pytest.fixture(scope="module")
-def launcher() -> HostLauncher:
-    return every_family()
-
-
-@pytest.fixture(autouse=True)
-def on_host(launcher: HostLauncher) -> Iterator[None]:
-    with cuda_launch.replaced(launcher):
-        yield
 
 
 def case_of(op: str, *labels: str) -> Case:

@@ -11,27 +11,22 @@ import torch
 from torch import Tensor
 
 from mmkern import backends
-from mmkern.backends import cuda, cuda_attention, cuda_launch
+from mmkern.backends import cuda, cuda_attention
 from mmkern.ops._define import OPS
 from mmkern.reference.attention import BOTTOM_RIGHT, RESAMPLE, TOP_LEFT, kept
 from tests import contract
 from tests.cases.attention import Sizes, case, key_mask, scores
 from tests.cuda_on_host import calls
-from tests.cuda_on_host.harness import HostLauncher, Order, every_family
+from tests.cuda_on_host.harness import HostLauncher, Order
 
+pytestmark = pytest.mark.usefixtures("on_host")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PLAIN = {"scale": 1.0, "softcap": 0.0, "left": -1, "right": -1, "alignment": BOTTOM_RIGHT, "dropout_p": 0.0}
 
 
-@pytest.fixture(scope="module")
-def launcher() -> HostLauncher:
-    return every_family()
-
-
 @pytest.fixture(autouse=True)
-def on_host(launcher: HostLauncher) -> Iterator[None]:
-    with cuda_launch.replaced(launcher):
-        yield
+def no_plans_kept() -> Iterator[None]:
+    yield
     cuda_attention.Plan.of.cache_clear()
 
 

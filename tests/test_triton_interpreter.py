@@ -49,7 +49,7 @@ def _run(files: list[Path]) -> None:
         )
         for part, file in enumerate(files)
     ]
-    outputs = [worker.communicate(timeout=1500)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
     for worker, output in zip(workers, outputs, strict=True):
         assert worker.returncode == 0, output
 

@@ -6,9 +6,10 @@
 #include <type_traits>
 
 #include "../call.h"
-#include "../philox.h"
 #include "score_tiles.h"
 #include "stored.h"
+
+#include "../philox.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -26,9 +27,8 @@ struct KeyRange {
     first = smaller(first, other.first);
     last = last > other.last ? last : other.last;
   }
-  void narrow(KeyRange other) {
-    first = first > other.first ? first : other.first;
-    last = smaller(last, other.last);
+  KeyRange within(KeyRange other) const {
+    return {first > other.first ? first : other.first, smaller(last, other.last)};
   }
 };
 
@@ -92,10 +92,10 @@ struct Problem {
         seed(static_cast<const int64_t*>(call[at + 8].data)),
         scale(T(call.scalars[0])),
         softcap(T(call.scalars[1])),
-        left(int64_t(call.scalars[2])),
-        right(int64_t(call.scalars[3])),
+        left(bound(call.scalars[2], queries + keys)),
+        right(bound(call.scalars[3], queries + keys)),
         alignment(Alignment(int(call.scalars[4]))),
-        dropped_below(Philox::threshold(call.scalars[5])),
+        dropped_below(least_word(call.scalars[5])),
         kept_scale(T(1 / (1 - call.scalars[5]))) {}
 
   int64_t heads_per_group() const { return heads / groups; }
@@ -151,6 +151,18 @@ struct Problem {
 
  private:
   static int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+  // The least word of Philox whose uniform number is at least `probability`, 2^32 where there is none: see
+  // mmkern/reference/philox.py.
+  static uint64_t least_word(double probability) {
+    const double steps = probability * 0x1p24;
+    const uint64_t whole = uint64_t(steps);
+    return (whole + (double(whole) < steps)) << 8;
+  }
+  // A bound of a window: one beyond all keys is as good as none, and does not overflow.
+  static int64_t bound(double keys_away, int64_t farthest) {
+    return keys_away < double(farthest) ? int64_t(keys_away) : farthest;
+  }
 };
 
 // Scores s[0, n) of keys j0, j0 + 1, ... after scaling: soft-capped, biased, −∞ where the row does not see the key.
@@ -191,10 +203,10 @@ template <class T, class F>
 void for_each_kept(const Problem<T>& p, const Row& row, int64_t j0, int64_t n, F f) {
   const int64_t fours = (p.keys + 3) / 4, first = p.seed[1] + p.index(row) * fours;
   for (int64_t four = j0 / 4; four * 4 < j0 + n; ++four) {
-    const Philox drawn(uint64_t(p.seed[0]), uint64_t(first + four));
+    const PhiloxWords drawn = philox(uint64_t(p.seed[0]), uint64_t(first + four));
     for (int lane = 0; lane < 4; ++lane) {
       const int64_t j = four * 4 + lane - j0;
-      if (j >= 0 && j < n) f(j, drawn.words[lane] >= p.dropped_below ? p.kept_scale : T(0));
+      if (j >= 0 && j < n) f(j, drawn.word[lane] >= p.dropped_below ? p.kept_scale : T(0));
     }
   }
 }

@@ -79,8 +79,9 @@ struct BackwardHead {
   const T *const key_columns, *const value_columns;
   const HeadRows<T> key_rows;
 
-  BackwardHead(const Problem<T>& p, int64_t unit, int threads)
-      : keys(p.unmasked(unit / p.groups)),
+  // Of the keys in `range`.
+  BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
+      : keys(p.unmasked(unit / p.groups).within(range)),
         holes(p.has_holes(unit / p.groups, keys)),
         key_columns(pack(p, p.k, unit, threads, packed_columns)),
         value_columns(pack(p, p.v, unit, threads, attention::value_columns)),
@@ -135,23 +136,19 @@ class Sweep {
   void run(int64_t first_row, int64_t last_row, KeyRange range) {
     const int64_t rows = last_row - first_row;
     T* const queries = wanted_.queries ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
-    const KeyRange all = range;
-    range.narrow(head_.keys);
-    const KeyBlocks<T> blocks(range);
+    const KeyBlocks<T> blocks(range.within(head_.keys));
     for (int64_t b = 0; b < blocks.count(); ++b) {
       const KeyRange keys = blocks[b];
       const int64_t padded_keys = blocks_of(keys.last - keys.first, Shape::rows) * Shape::rows;
       T* const k = wanted_.keys ? zeros(key_sums, padded_keys * width_) : nullptr;
       T* const v = wanted_.keys ? zeros(value_sums, padded_keys * value_width_) : nullptr;
       for (int64_t r = first_row; r < last_row; r += Shape::block_rows) {
-        RowBlock<T> block(p_, unit_, r, smaller(Shape::block_rows, last_row - r));
-        KeyRange seen = block.keys;
-        seen.narrow(keys);
-        if (!seen.is_empty()) step(block, keys, queries + (r - first_row) * width_, k, v);
+        const RowBlock<T> block(p_, unit_, r, smaller(Shape::block_rows, last_row - r));
+        if (!block.keys.within(keys).is_empty()) step(block, keys, queries + (r - first_row) * width_, k, v);
       }
       if (wanted_.keys) write_keys(keys.first, keys, k, v);
     }
-    if (wanted_.keys) write_unseen(all, blocks);
+    if (wanted_.keys) write_unseen(range, blocks);
     for (int64_t r = 0; wanted_.queries && r < rows; ++r) {
       const Row row = p_.row(unit_, first_row + r);
       multiply(queries + r * width_, width_, p_.scale);
@@ -197,8 +194,7 @@ class Sweep {
         at.store(cap_slope, fma(-t, t, one));
       });
     }
-    KeyRange band = block.bands[r];
-    band.narrow(head_.keys);
+    const KeyRange band = block.bands[r].within(head_.keys);
     transform_scores(p_, row, band, head_.holes, keys.first, n, s);
     // A row that sees no key has weights 0.
     const T lse = call_.lse[index];
@@ -272,7 +268,7 @@ void sum_bias(const BackwardCall<T>& call, int which, int threads) {
             (view.sizes[1] > 1 && head != owner % view.sizes[1]))
           continue;
         const int64_t unit = batch * p.groups + head / p.heads_per_group(), within = head % p.heads_per_group();
-        const BackwardHead<T> packed(p, unit, 1);
+        const BackwardHead<T> packed(p, unit, keys, 1);
         Sweep<T>(call, packed, unit, wanted).run(within * p.queries, (within + 1) * p.queries, keys);
       }
   });
@@ -298,7 +294,7 @@ void backward(const Call& tensors) {
   }
   const bool sweeps = wanted.queries || wanted.keys || wanted.biases[0] || wanted.biases[1];
   parallel_blocks(sweeps ? p.units() : 0, sharing.units, [&](int64_t unit) {
-    const BackwardHead<T> head(p, unit, sharing.blocks);
+    const BackwardHead<T> head(p, unit, {0, p.keys}, sharing.blocks);
     if (sharing.blocks == 1) return Sweep<T>(call, head, unit, wanted).run(0, rows, {0, p.keys});
     const Wanted by_rows{wanted.queries, false, {}}, by_keys{false, wanted.keys, {wanted.biases[0], wanted.biases[1]}};
     const int64_t key_size = TileShape<T>::block_cols;

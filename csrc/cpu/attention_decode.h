@@ -71,17 +71,7 @@ void add_values(const T* weights, const S* v, int64_t stride, int64_t n, int64_t
     for (int64_t i = d; i < width; ++i) sums[i] += weights[j] * T(element(v + j * stride, i));
 }
 
-// What a piece of the keys leaves of a row: the softmax so far and Σ weight·v, beside each other.
-template <class T>
-struct Pieces {
-  const int64_t count, width;
-  Scratch<Softmax<T>> softmax;
-  Scratch<T> sums;
-
-  Pieces(int64_t units, int64_t rows, int64_t pieces, int64_t value_width)
-      : count(pieces), width(value_width), softmax(units * pieces * rows), sums(units * pieces * rows * width + 1) {}
-};
-
+// What a piece of the keys leaves of each row: the softmax so far, and Σ weight·v.
 template <class T>
 void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>* softmax, T* sums) {
   constexpr int64_t kKeys = 512;  // 128 are 3 % slower
@@ -97,8 +87,7 @@ void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>*
     softmax[r] = {};
     for (int64_t d = 0; d < p.value_width; ++d) sums[r * p.value_width + d] = 0;
   }
-  piece.narrow(unmasked);
-  piece.narrow(block.keys);
+  piece = piece.within(unmasked).within(block.keys);
   const Stored<T> k = p.at(p.k, batch, group, 0), v = p.at(p.v, batch, group, 0);
   for (int64_t j0 = piece.first; j0 < piece.last; j0 += kKeys) {
     const int64_t n = smaller(kKeys, piece.last - j0);
@@ -126,8 +115,7 @@ void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>*
     });
     for (int64_t r = 0; r < rows; ++r) {
       T* const s = scores + r * kKeys;
-      KeyRange band = block.bands[r];
-      band.narrow(unmasked);
+      const KeyRange band = block.bands[r].within(unmasked);
       transform_scores(p, block.rows[r], band, holes, j0, n, s);
       const T factor = softmax[r].weigh(s, n);
       if (factor != 1) multiply(sums + r * p.value_width, p.value_width, factor);
@@ -144,22 +132,23 @@ void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>*
 template <class T>
 void decode(const Problem<T>& p, const View& out, T* lse, int threads) {
   const int64_t rows = p.rows_per_group(), pieces = p.keys ? blocks_of(p.keys, kPieceKeys) : 1, D = p.value_width;
-  const Pieces<T> left(p.units(), rows, pieces, D);
+  const Scratch<Softmax<T>> softmax(p.units() * pieces * rows);
+  const Scratch<T> all_sums(p.units() * pieces * rows * D + 1);
   if (!is_parallel(p.units() * p.keys * (p.width + D) * rows / Vec<T>::size, threads)) threads = 1;
   parallel_blocks(p.units() * pieces, threads, [&](int64_t task) {
     const int64_t first = task % pieces * kPieceKeys;
-    decode_piece(p, task / pieces, {first, smaller(first + kPieceKeys, p.keys)}, left.softmax.data + task * rows,
-                 left.sums.data + task * rows * D);
+    decode_piece(p, task / pieces, {first, smaller(first + kPieceKeys, p.keys)}, softmax.data + task * rows,
+                 all_sums.data + task * rows * D);
   });
   for (int64_t unit = 0; unit < p.units(); ++unit)
     for (int64_t r = 0; r < rows; ++r) {
       const Row row = p.row(unit, r);
       Softmax<T> all;
-      T* const sums = left.sums.data + (unit * pieces * rows + r) * D;  // of the first piece, which takes the others
+      T* const sums = all_sums.data + (unit * pieces * rows + r) * D;  // of the first piece, which takes the others
       for (int64_t i = 0; i < pieces; ++i) {
         const int64_t at = (unit * pieces + i) * rows + r;
-        const auto [kept, added] = all.merge(left.softmax.data[at]);
-        const T* const piece = left.sums.data + at * D;
+        const auto [kept, added] = all.merge(softmax.data[at]);
+        const T* const piece = all_sums.data + at * D;
         for_each_vec<T>(D, [&, k = kept, a = added](auto j) {
           j.store(sums, i == 0 ? j.load(piece) : fma(Vec<T>(a), j.load(piece), Vec<T>(k) * j.load(sums)));
         });

@@ -74,7 +74,7 @@ struct Head {
 };
 
 template <class T>
-void forward_block(const Problem<T>& p, const Head<T>& head, RowBlock<T> block, const View& out, T* lse) {
+void forward_block(const Problem<T>& p, const Head<T>& head, const RowBlock<T>& block, const View& out, T* lse) {
   using Shape = TileShape<T>;
   constexpr int64_t ld = Shape::block_cols;
   const int64_t value_cols = blocks_of(p.value_width, Vec<T>::size) * Vec<T>::size;
@@ -83,8 +83,7 @@ void forward_block(const Problem<T>& p, const Head<T>& head, RowBlock<T> block, 
   T* const sums = sums_block.reserve<T>(Shape::block_rows * (value_cols ? value_cols : 1));
   Softmax<T> softmax[Shape::block_rows];
   pack_block<T>(block, p.width, p.scale, queries, [&](const Row& row) { return p.query(row); });
-  block.keys.narrow(head.keys);
-  const KeyBlocks<T> key_blocks(block.keys);
+  const KeyBlocks<T> key_blocks(block.keys.within(head.keys));
   for (int64_t i = 0; !key_blocks.count() && i < block.count * value_cols; ++i) sums[i] = 0;
   for (int64_t b = 0; b < key_blocks.count(); ++b) {
     const KeyRange keys = key_blocks[b];
@@ -92,8 +91,7 @@ void forward_block(const Problem<T>& p, const Head<T>& head, RowBlock<T> block, 
     fill_block(queries, block.padded, head.columns + keys.first * p.width, n, p.width, tile);
     for (int64_t r = 0; r < block.count; ++r) {
       T* const s = tile + r * ld;
-      KeyRange band = block.bands[r];
-      band.narrow(head.keys);
+      const KeyRange band = block.bands[r].within(head.keys);
       transform_scores(p, block.rows[r], band, head.holes, keys.first, n, s);
       const T factor = softmax[r].weigh(s, n);
       if (b > 0 && factor != 1) multiply(sums + r * value_cols, value_cols, factor);

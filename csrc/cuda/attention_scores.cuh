@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention_products.cuh"
-#include "philox.cuh"
+#include "../philox.h"
 
 namespace mmkern {
 inline namespace device {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import DTYPES, address
+from mmkern.reference.attention import Arguments
 from mmkern.reference.philox import threshold
 
 _WARP_ROWS = 16
@@ -105,25 +106,11 @@ def _broadcast(x: Tensor | None) -> tuple[int, ...]:
     return x.data_ptr(), *(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
-def cross_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    attn_bias: Tensor | None,
-    bias: Tensor | None,
-    prefix_lengths: Tensor | None,
-    seed: Tensor | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    right: int,
-    alignment: int,
-    dropout_p: float,
-    out: Tensor,
-    lse: Tensor,
-) -> None:
+def cross_attention(*given: Any) -> None:
+    """``(q, k, v, key_mask, …, dropout_p, out, lse)``: see ``mmkern.reference.attention``."""
+    *args, out, lse = given
+    a = Arguments(*args)
+    q, k, v = a.q, a.k, a.v
     batch, heads, queries, width = q.shape
     groups, keys, value_width = v.shape[1:]
     if lse.numel() == 0:
@@ -139,18 +126,18 @@ def cross_attention(
         *of_q,
         *of_k,
         *of_v,
-        *_broadcast(attn_mask),
-        *_broadcast(attn_bias),
-        *_broadcast(bias),
-        address(key_mask),
-        address(prefix_lengths),
-        address(seed if dropout_p > 0 else None),
+        *_broadcast(a.attn_mask),
+        *_broadcast(a.attn_bias),
+        *_broadcast(a.bias),
+        address(a.key_mask),
+        address(a.prefix_lengths),
+        address(a.seed if a.dropout_p > 0 else None),
         results[0].data_ptr(),
         results[1].data_ptr(),
         lse.numel(),
-        min(left, reach),
-        min(right, reach),
-        threshold(dropout_p),
+        min(a.left, reach),
+        min(a.right, reach),
+        threshold(a.dropout_p),
         heads,
         groups,
         queries,
@@ -159,13 +146,13 @@ def cross_attention(
         value_width,
         plan.splits,
         plan.split_keys,
-        alignment,
+        a.alignment,
         q_vectors,
         k_vectors,
         v_vectors,
-        scale / softcap if softcap > 0 else scale,
-        softcap,
-        dropout_p,
+        a.scale / a.softcap if a.softcap > 0 else a.scale,
+        a.softcap,
+        a.dropout_p,
     )
     blocks = batch * groups * plan.splits * plan.tiles
     launch(plan.kernel, (blocks, 1), plan.warps * 32, arguments, q.device, plan.shared_bytes)

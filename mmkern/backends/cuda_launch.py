@@ -12,9 +12,9 @@ import ctypes
 import functools
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,16 +24,17 @@ _MAX_DYNAMIC_SHARED_BYTES = 8  # of CUfunction_attribute
 NVRTC_OPTIONS = ("-std=c++17", "-default-device")  # the latter: constexpr functions are device functions too
 
 
-class Launcher(Protocol):
-    def __call__(
-        self,
-        kernel: str,
-        grid: tuple[int, int],
-        threads: int,
-        arguments: bytes,
-        device: torch.device,
-        shared_bytes: int = 0,
-    ) -> None: ...
+class Launch(NamedTuple):
+    """A kernel by its C++ name, over ``grid`` blocks of ``threads``; its one argument is the struct ``arguments``."""
+
+    kernel: str
+    grid: tuple[int, int]
+    threads: int
+    arguments: bytes
+    shared_bytes: int = 0  # dynamic
+
+
+Launcher = Callable[[Launch, torch.device], None]
 
 
 @contextlib.contextmanager
@@ -52,17 +53,9 @@ class BuiltLauncher:
     def __init__(self) -> None:
         self._launch = importlib.import_module("mmkern._cuda").launch
 
-    def __call__(
-        self,
-        kernel: str,
-        grid: tuple[int, int],
-        threads: int,
-        arguments: bytes,
-        device: torch.device,
-        shared_bytes: int = 0,
-    ) -> None:
+    def __call__(self, launch: Launch, device: torch.device) -> None:
         with _current_stream(device) as stream:
-            self._launch(kernel, *grid, threads, shared_bytes, stream, arguments)
+            self._launch(launch.kernel, *launch.grid, launch.threads, launch.shared_bytes, stream, launch.arguments)
 
 
 class RuntimeLauncher:
@@ -73,23 +66,16 @@ class RuntimeLauncher:
         self._driver = importlib.import_module("cupy_backends.cuda.api.driver")
         self._compiled = functools.cache(self._compile)
 
-    def __call__(
-        self,
-        kernel: str,
-        grid: tuple[int, int],
-        threads: int,
-        arguments: bytes,
-        device: torch.device,
-        shared_bytes: int = 0,
-    ) -> None:
-        struct = ctypes.create_string_buffer(arguments, len(arguments))
+    def __call__(self, launch: Launch, device: torch.device) -> None:
+        struct = ctypes.create_string_buffer(launch.arguments, len(launch.arguments))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         with _current_stream(device) as stream:
-            function = self._compiled(kernel).kernel.ptr
-            if shared_bytes > _SHARED_WITHOUT_ASKING:
-                self._driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED_BYTES, shared_bytes)
-            grid_and_block = *grid, 1, threads, 1, 1
-            self._driver.launchKernel(function, *grid_and_block, shared_bytes, stream, ctypes.addressof(pointers), 0)
+            function = self._compiled(launch.kernel).kernel.ptr
+            shared = launch.shared_bytes
+            if shared > _SHARED_WITHOUT_ASKING:
+                self._driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED_BYTES, shared)
+            grid_and_block = *launch.grid, 1, launch.threads, 1, 1
+            self._driver.launchKernel(function, *grid_and_block, shared, stream, ctypes.addressof(pointers), 0)
 
     def _compile(self, kernel: str) -> Any:
         module = self._cupy.RawModule(code=nvrtc_source(), options=NVRTC_OPTIONS, name_expressions=(kernel,))
@@ -150,12 +136,7 @@ def _default_launcher() -> Launcher:
 
 
 def launch(
-    kernel: str,
-    grid: tuple[int, int],
-    threads: int,
-    arguments: bytes,
-    device: torch.device,
-    shared_bytes: int = 0,
+    kernel: str, grid: tuple[int, int], threads: int, arguments: bytes, device: torch.device, shared_bytes: int = 0
 ) -> None:
-    """Run ``kernel`` on torch's current stream of ``device``; ``arguments`` is copied before this returns."""
-    (_replacement or _default_launcher())(kernel, grid, threads, arguments, device, shared_bytes)
+    """Run a kernel on torch's current stream of ``device``; ``arguments`` is copied before this returns."""
+    (_replacement or _default_launcher())(Launch(kernel, grid, threads, arguments, shared_bytes), device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,37 +13,42 @@ from .philox import philox, threshold
 TOP_LEFT, BOTTOM_RIGHT, RESAMPLE = 0, 1, 2
 
 
-def cross_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None,
-    attn_mask: Tensor | None,
-    attn_bias: Tensor | None,
-    bias: Tensor | None,
-    prefix_lengths: Tensor | None,
-    seed: Tensor | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    right: int,
-    alignment: int,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
+class Arguments(NamedTuple):
+    """What the op and its kernels are given, checked and arranged: ``mmkern.ops.cross_attention`` says what each is."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    key_mask: Tensor | None
+    attn_mask: Tensor | None
+    attn_bias: Tensor | None
+    bias: Tensor | None
+    prefix_lengths: Tensor | None
+    seed: Tensor | None
+    scale: float
+    softcap: float
+    left: int
+    right: int
+    alignment: int
+    dropout_p: float
+
+
+def cross_attention(*args: Any) -> tuple[Tensor, Tensor]:
     """``softmax(softcap(scale·q kᵀ) + bias) v`` over the keys that a query may see, and the log of the sum.
 
     A query that sees no key gives 0 and −∞.
     """
-    groups = q.shape[1] // k.shape[1] if k.shape[1] else 1
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = scale * (q @ k.mT)
-    if softcap > 0:
-        scores = softcap * torch.tanh(scores / softcap)
-    for added in (attn_bias, bias):
+    a = Arguments(*args)
+    groups = a.q.shape[1] // a.k.shape[1] if a.k.shape[1] else 1
+    k, v = a.k.repeat_interleave(groups, 1), a.v.repeat_interleave(groups, 1)
+    scores = a.scale * (a.q @ k.mT)
+    if a.softcap > 0:
+        scores = a.softcap * torch.tanh(scores / a.softcap)
+    for added in (a.attn_bias, a.bias):
         if added is not None:
             scores = scores + added
-    seen = visible(q.shape[2], k.shape[2], left, right, alignment, prefix_lengths, q.device)
-    for mask in (None if key_mask is None else key_mask[:, None, None], attn_mask):
+    seen = visible(a)
+    for mask in (None if a.key_mask is None else a.key_mask[:, None, None], a.attn_mask):
         if mask is not None:
             seen = mask if seen is None else seen & mask
     if seen is not None:
@@ -49,36 +56,30 @@ def cross_attention(
     scores = scores.masked_fill(scores == -torch.inf, -torch.inf)  # and no gradient there
     lse = scores.logsumexp(-1)
     weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
-    if seed is not None and dropout_p > 0:
-        weights = weights * kept(weights.shape, seed, dropout_p) / (1 - dropout_p)
+    if a.seed is not None and a.dropout_p > 0:
+        weights = weights * kept(weights.shape, a.seed, a.dropout_p) / (1 - a.dropout_p)
     return weights @ v, lse.to(torch.promote_types(lse.dtype, torch.float32))
 
 
-def visible(
-    queries: int,
-    keys: int,
-    left: int,
-    right: int,
-    alignment: int,
-    prefix_lengths: Tensor | None,
-    device: torch.device,
-) -> Tensor | None:
+def visible(a: Arguments) -> Tensor | None:
     """Which keys each query sees for its place: ``c(i) − left ≤ j ≤ c(i) + right``, or ``j`` in the prefix.
 
     ``c(i)`` is i, ``i + S − L`` or ``i·S/L``. A negative left or right is no bound. ``[L, S]``, or ``[B, 1, L, S]``
     with prefixes; None where every query sees every key.
     """
+    queries, keys, device = a.q.shape[2], a.k.shape[2], a.q.device
+    left, right = (min(bound, queries + keys) for bound in (a.left, a.right))  # as good as none, and no overflow
     if left < 0 and right < 0:
         return None
     i, j = torch.arange(queries, device=device)[:, None], torch.arange(keys, device=device)
-    if alignment == RESAMPLE:
+    if a.alignment == RESAMPLE:
         gap = j * queries - i * keys
         left, right = (bound * queries for bound in (left, right))
     else:
-        gap = j - i - (keys - queries if alignment == BOTTOM_RIGHT else 0)
+        gap = j - i - (keys - queries if a.alignment == BOTTOM_RIGHT else 0)
     seen = gap <= right if right >= 0 else torch.ones_like(gap, dtype=torch.bool)
-    if prefix_lengths is not None:
-        seen = seen | (j < prefix_lengths[:, None, None, None])
+    if a.prefix_lengths is not None:
+        seen = seen | (j < a.prefix_lengths[:, None, None, None])
     return seen & (gap >= -left) if left >= 0 else seen
 
 

@@ -40,12 +40,7 @@ def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def uniform(words: Tensor) -> Tensor:
-    """``⌊w / 2⁸⌋ 2⁻²⁴`` in [0, 1): exact in float32."""
-    return (words >> (32 - UNIFORM_BITS)) * 2.0**-UNIFORM_BITS
-
-
 def threshold(probability: float) -> int:
-    """The least word whose uniform number is at least ``probability`` < 1."""
+    """The least word whose uniform number ``⌊w / 2⁸⌋ 2⁻²⁴`` is at least ``probability``; 2³² where there is none."""
     steps: int = math.ceil(probability * 2**UNIFORM_BITS)
     return steps << (32 - UNIFORM_BITS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmkern.reference.attention import BOTTOM_RIGHT, RESAMPLE, TOP_LEFT
+from mmkern.reference.philox import philox
 
 from .case import Case
 
@@ -121,6 +122,13 @@ def with_infinities(g: torch.Generator, n: Sizes) -> Tensor:
 
 def seed(g: torch.Generator, n: Sizes) -> Tensor:
     return torch.tensor([2**40 + 7, 2**33 + 5])
+
+
+def between_words(seed: Tensor) -> float:
+    """A share of dropout that is just above a number drawn for the first row; in float32 it would be that number."""
+    words = philox(seed[0], seed[1] + torch.arange(16)).flatten()
+    steps = int(words[words >= 2**31][0]) >> 8
+    return (steps + 0.4) / 2**24
 
 
 def prefixes(g: torch.Generator, n: Sizes) -> Tensor:

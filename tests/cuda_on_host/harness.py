@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mmkern.backends.cuda_launch import FAMILIES
+from mmkern.backends.cuda_launch import FAMILIES, Launch
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -100,24 +100,16 @@ class HostLauncher:
                 self.kernels[name] = int(size)
                 self._owners[name] = library
 
-    def __call__(
-        self,
-        kernel: str,
-        grid: tuple[int, int],
-        threads: int,
-        arguments: bytes,
-        device: torch.device,
-        shared_bytes: int = 0,
-    ) -> None:
+    def __call__(self, launch: Launch, device: torch.device) -> None:
         assert device.type == "cpu", "the host runs kernels on CPU tensors"
-        self.launched.add(kernel)
-        error = self._owners.get(kernel, self._libraries[0]).cuda_on_host_launch(
-            kernel.encode(),
-            *grid,
-            threads,
-            ctypes.c_size_t(shared_bytes),
-            arguments,
-            ctypes.c_size_t(len(arguments)),
+        self.launched.add(launch.kernel)
+        error = self._owners.get(launch.kernel, self._libraries[0]).cuda_on_host_launch(
+            launch.kernel.encode(),
+            *launch.grid,
+            launch.threads,
+            ctypes.c_size_t(launch.shared_bytes),
+            launch.arguments,
+            ctypes.c_size_t(len(launch.arguments)),
         )
         if error:
             raise RuntimeError(error.decode())

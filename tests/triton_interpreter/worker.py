@@ -23,7 +23,7 @@ from mmkern import testing
 from mmkern.ops._define import Op
 from mmkern.reference.attention import kept
 from tests.cases.attention import CASES as ATTENTION_CASES
-from tests.cases.attention import LONG
+from tests.cases.attention import LONG, between_words
 from tests.cases.attention import case as attention_case
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
@@ -164,8 +164,9 @@ def attention_dropout() -> None:
     op = op_of(ATTENTION)
     q, k, v = torch.zeros(2, 2, 20, 4), torch.zeros(2, 2, 70, 4), torch.eye(70).expand(2, 2, 70, 70)
     seed = torch.tensor([2**63 - 9, 2**32 - 700])
-    args = prepared(op, [q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, 0.5])
-    assert torch.equal(forward(op, args) != 0, kept(torch.Size([2, 2, 20, 70]), seed, 0.5))
+    for share in (0.5, between_words(seed)):
+        args = prepared(op, [q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, share])
+        assert torch.equal(forward(op, args) != 0, kept(torch.Size([2, 2, 20, 70]), seed, share))
 
 
 def attention_beyond_the_last_query() -> None:
