@@ -263,7 +263,7 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
 
 def test_structs_of_another_size_are_refused(launcher: HostLauncher) -> None:
     with pytest.raises(RuntimeError, match=r"centroid: takes \d+ bytes, got 24"):
-        launcher("centroid", (1, 1), 128, bytes(24), torch.device("cpu"))
+        launcher(cuda_launch.Launch("centroid", (1, 1), 128, bytes(24)), torch.device("cpu"))
 
 
 def test_address_and_undefined_behaviour_sanitizers() -> None:
