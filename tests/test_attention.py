@@ -298,6 +298,17 @@ def test_a_nan_stays_in_its_row() -> None:
     assert not out.isnan().any()
 
 
+def test_results_lie_as_their_arguments_do() -> None:
+    """Of [B, L, H, D] seen as [B, H, L, D]: a module's next view is no copy."""
+    q, k, v = (torch.randn(2, n, 4, 8).transpose(1, 2).requires_grad_() for n in (5, 7, 7))
+    out = ops.cross_attention(q, k, v)
+    grads = torch.autograd.grad(out.square().sum(), (q, k, v))
+    for x in (out, *grads):
+        assert x.transpose(1, 2).is_contiguous()
+    compiled = torch.compile(ops.cross_attention, fullgraph=True, backend="aot_eager")
+    assert compiled(q, k, v).stride() == out.stride()
+
+
 def test_memory_beyond_the_output_does_not_grow_with_the_scores() -> None:
     """A mebibyte or two a thread of packed k and tiles, where the scores alone are 128 MiB."""
     code = (

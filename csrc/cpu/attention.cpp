@@ -26,10 +26,10 @@ struct Backward {
 };
 
 const KernelEntry kEntries[] = {
-    {"cross_attention", MMKERN_PROBLEM ", out: bhle, acc lse: bhl", by_accumulation<Forward>},
+    {"cross_attention", MMKERN_PROBLEM ", strided out: bhle, acc lse: bhl", by_accumulation<Forward>},
     {"cross_attention_backward",
      "strided grad: bhle, acc grad_lse: bhl, " MMKERN_PROBLEM
-     ", strided out: bhle, acc lse: bhl, opt grad_q: bhld, opt grad_k: bgsd, opt grad_v: bgse, "
+     ", strided out: bhle, acc lse: bhl, opt strided grad_q: bhld, opt strided grad_k: bgsd, opt strided grad_v: bgse, "
      "opt acc broadcast grad_attn_bias: bhls, opt acc broadcast grad_bias: bhls",
      by_accumulation<Backward>},
 };

@@ -167,13 +167,18 @@ __global__ void __launch_bounds__(kAttentionThreads) attention(const AttentionAr
   }
   const Dtype dtype = a.splits > 1 ? kFloat32 : T::dtype;
   const bool pairs = a.value_width % 2 == 0;
+  i64 begins[2];  // of the rows in `out`
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    begins[half] = at.split * a.all_rows * a.value_width +
+                   row_of(a.out_strides, at.batch, queries[half].head, queries[half].query);
 #pragma unroll
   for (int n = 0; n < kSums; ++n)
 #pragma unroll
     for (int e = 0; e < 4; e += 2) {
       const int half = Product::half(n, e), col = Product::column(n, e);
       if (queries[half].row < 0 || col >= a.value_width) continue;
-      const i64 to = (at.split * a.all_rows + queries[half].row) * a.value_width + col;
+      const i64 to = begins[half] + col;
       const float first = sums[n][e] * inverse[half], second = sums[n][e + 1] * inverse[half];
       if (pairs) {
         store_pair(a.out, to, first, second, dtype);
@@ -188,10 +193,11 @@ __global__ void __launch_bounds__(kAttentionThreads) attention(const AttentionAr
 struct MergeArgs {
   const float* partials;      // [splits, rows, width]
   const float* partial_lses;  // [splits, rows]
-  void* out;                  // [rows, width]
+  void* out;                  // [B, heads, queries, width]
+  i64 out_strides[3];         // of batch, head and query
   float* lse;                 // [rows]
   i64 rows;
-  int splits, width;
+  int heads, queries, splits, width;
   Dtype dtype;
 };
 
@@ -204,11 +210,13 @@ __global__ void __launch_bounds__(kAttentionThreads) merge_attention(const Merge
   const float base = RunningSoftmax::base(top);
   for (int split = 0; split < a.splits; ++split) sum += expf(lse(split) - base);
   const float inverse = sum == 0 ? 0 : 1 / sum;
+  const i64 head = row / a.queries;
+  const i64 to = row_of(a.out_strides, int(head / a.heads), int(head % a.heads), int(row % a.queries));
   for (int col = int(threadIdx.x); col < a.width; col += int(blockDim.x)) {
     float merged = 0;
     for (int split = 0; split < a.splits; ++split)
       merged = fma(expf(lse(split) - base), a.partials[(split * a.rows + row) * a.width + col], merged);
-    store_one(a.out, row * a.width + col, merged * inverse, a.dtype);
+    store_one(a.out, to + col, merged * inverse, a.dtype);
   }
   if (threadIdx.x == 0) a.lse[row] = sum == 0 ? -infinity() : base + logf(sum);
 }

@@ -2,10 +2,15 @@
 #pragma once
 
 #include "attention_products.cuh"
+
 #include "../philox.h"
 
 namespace mmkern {
 inline namespace device {
+
+MMKERN_FN i64 row_of(const i64* strides, int batch, int head, int query) {
+  return batch * strides[0] + head * strides[1] + query * strides[2];
+}
 
 // [batch, heads, length, channels]; channels are dense. Strides in elements.
 struct Heads {
@@ -18,9 +23,7 @@ struct Broadcast {
   const void* data;  // null: none
   i64 strides[4];
 
-  MMKERN_FN i64 row(int batch, int head, int query) const {
-    return batch * strides[0] + head * strides[1] + query * strides[2];
-  }
+  MMKERN_FN i64 row(int batch, int head, int query) const { return row_of(strides, batch, head, query); }
 };
 
 // How query i finds its place among the keys; the codes of mmkern/reference/attention.py.
@@ -34,6 +37,7 @@ struct AttentionArgs {
   const i64* prefix_lengths;      // [B], or null
   const i64* seed;                // key and first counter of the dropout; null: none
   void* out;                      // [B, H, L, Dv]; of several splits [splits, B, H, L, Dv] in float32
+  i64 out_strides[3];             // of batch, head and query
   float* lse;                     // [B, H, L], or [splits, B, H, L]
   i64 all_rows;                   // B H L
   i64 left, right;                // bounds of the window; negative: none

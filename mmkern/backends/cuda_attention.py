@@ -36,11 +36,11 @@ _BROADCAST = "P4q"
 _NO_BROADCAST = (0,) * 5
 _ARGS = struct.Struct(
     f"{_HEADS * 3} {_BROADCAST * 3}"  # q, k, v; attn_mask, attn_bias, bias
-    "PPP PP qqq q"  # key_mask, prefix_lengths, seed; out, lse; all_rows, left, right; least_kept
+    "PPP P3q P qqq q"  # key_mask, prefix_lengths, seed; out, lse; all_rows, left, right; least_kept
     "6i 2i i 3i"  # heads, groups, queries, keys, width, value_width; splits, split_keys; alignment; vectors of q, k, v
     "fff 0q"  # scale, softcap, dropout_p
 )
-_MERGE_ARGS = struct.Struct("PPPPq iii 0q")  # partials, partial_lses, out, lse, rows; splits, width, dtype
+_MERGE_ARGS = struct.Struct("PP P3q Pq 5i 0q")  # partials, partial_lses, out, lse, rows; sizes, dtype
 
 
 def limits(*args: Any) -> list[str]:
@@ -133,6 +133,7 @@ def cross_attention(*given: Any) -> None:
         address(a.prefix_lengths),
         address(a.seed if a.dropout_p > 0 else None),
         results[0].data_ptr(),
+        *results[0].stride()[-4:-1],
         results[1].data_ptr(),
         lse.numel(),
         min(a.left, reach),
@@ -157,6 +158,8 @@ def cross_attention(*given: Any) -> None:
     blocks = batch * groups * plan.splits * plan.tiles
     launch(plan.kernel, (blocks, 1), plan.warps * 32, arguments, q.device, plan.shared_bytes)
     if plan.splits > 1:
-        pointers = (x.data_ptr() for x in (*results, out, lse))
-        merge = _MERGE_ARGS.pack(*pointers, lse.numel(), plan.splits, value_width, DTYPES[q.dtype])
+        partials, partial_lses = (x.data_ptr() for x in results)
+        to = out.data_ptr(), *out.stride()[:3], lse.data_ptr(), lse.numel()
+        sizes = heads, queries, plan.splits, value_width
+        merge = _MERGE_ARGS.pack(partials, partial_lses, *to, *sizes, DTYPES[q.dtype])
         launch("merge_attention", (lse.numel(), 1), _MERGE_THREADS, merge, q.device)

@@ -180,7 +180,16 @@ class Op:
         lead = args[self.lead]
         first, *others = (shape(args) for shape in self.outputs)
         wide = accumulation_dtype(lead.dtype)
-        return memory.empty(first, lead), *(torch.empty(s, dtype=wide, device=lead.device) for s in others)
+        out = self._empty_like(self.lead, first, lead, memory.empty)
+        return out, *(torch.empty(s, dtype=wide, device=lead.device) for s in others)
+
+    def _empty_like(self, index: int, shape: Sequence[int], x: Tensor, empty: Callable[..., Tensor]) -> Tensor:
+        """For a grid ``x``, argument ``index``, the axes of the new tensor lie in memory in the order of those of x."""
+        if self.arguments[index].kind != "grid" or len(shape) != x.dim() or not needs_order(x):
+            return empty(shape, x)
+        *leading, last = range(x.dim())
+        order = [*sorted(leading, key=lambda axis: -x.stride(axis)), last]
+        return empty([shape[axis] for axis in order], x).permute([order.index(axis) for axis in range(x.dim())])
 
     def run_backward(
         self, grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any], outs: Sequence[Tensor] = ()
@@ -242,12 +251,14 @@ class Op:
 
     def _dense_gradient(self, grad: Tensor, lead: Tensor) -> Tensor:
         grad = grad.resolve_neg()
+        if self.arguments[self.lead].kind == "grid":
+            return dense_last_axis(grad) if grad.dim() == lead.dim() else grad.contiguous()
         return dense_rows(grad) if grad.shape[-1:] == lead.shape[-1:] and grad.dim() > 1 else grad.contiguous()
 
     def _empty_gradient(self, index: int, arg: Tensor, lead: Tensor) -> Tensor:
         if index in self.wide_gradients:
             return torch.empty(arg.shape, dtype=accumulation_dtype(lead.dtype), device=lead.device)
-        return memory.empty(arg.shape, arg)
+        return self._empty_like(index, arg.shape, arg, memory.empty)
 
     # ---- The registered op -------------------------------------------------------------------------------------
 
@@ -312,6 +323,15 @@ def dense_rows(x: Tensor) -> Tensor:
 def dense_last_axis(x: Tensor) -> Tensor:
     """``x`` itself where neighbours along its last axis are neighbours in memory, else a copy."""
     return x if x.dim() == 0 or x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def needs_order(x: Tensor) -> bool:
+    """Its rows are dense, and follow each other in another order than that of its axes."""
+    return not x.is_contiguous() and (x.shape[-1] <= 1 or x.stride(-1) == 1)
+
+
+def _new_empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return like.new_empty(shape)
 
 
 def in_tuple(result: Result) -> tuple[Tensor, ...]:
@@ -509,13 +529,14 @@ def _register(op: Op, schema: str) -> None:
         lead = args[op.lead]
         wide = accumulation_dtype(lead.dtype)
         first, *others = (shape(args) for shape in op.outputs)
-        outs = lead.new_empty(first), *(lead.new_empty(s, dtype=wide) for s in others)
+        out = op._empty_like(op.lead, first, lead, _new_empty)
+        outs = out, *(lead.new_empty(s, dtype=wide) for s in others)
         return outs[0] if len(outs) == 1 else outs
 
     def fake_backward(*given: Any) -> tuple[Tensor, ...]:
         grads, wanted, args, _ = op.split_backward(given[:-1], given[-1])
         return tuple(
-            args[i].new_empty(args[i].shape) if want else grads[0].new_empty(0)
+            op._empty_like(i, args[i].shape, args[i], _new_empty) if want else grads[0].new_empty(0)
             for i, want in zip(op.tensors, wanted, strict=True)
         )
 
