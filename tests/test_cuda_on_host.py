@@ -266,6 +266,7 @@ def test_structs_of_another_size_are_refused(launcher: HostLauncher) -> None:
         launcher(cuda_launch.Launch("centroid", (1, 1), 128, bytes(24)), torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers() -> None:
     command = [sys.executable, "-m", "tests.cuda_on_host.sanitized"]
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """The fused ops: one function each, for every backend."""
 
 from .attention import cross_attention
+from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
 from .hyperbolic import (
     lorentz_centroid,
     lorentz_distance,
@@ -25,8 +26,10 @@ from .hyperbolic import (
     poincare_pairwise_distance,
     poincare_to_lorentz,
 )
+from .multi_source import Source, multi_source_attention
 
 __all__ = [
+    "Source",
     "cross_attention",
     "lorentz_centroid",
     "lorentz_distance",
@@ -41,8 +44,10 @@ __all__ = [
     "lorentz_pairwise_inner",
     "lorentz_parallel_transport",
     "lorentz_to_poincare",
+    "merge_attention",
     "mobius_add",
     "mobius_scalar_mul",
+    "multi_source_attention",
     "poincare_distance",
     "poincare_exp_map",
     "poincare_exp_map0",
@@ -50,4 +55,6 @@ __all__ = [
     "poincare_log_map0",
     "poincare_pairwise_distance",
     "poincare_to_lorentz",
+    "qk_norm_rotary",
+    "rotary_embedding",
 ]

@@ -131,3 +131,46 @@ def trailing(name: str, of: str, drop: int) -> Check:
             raise ValueError(f"{op}: {name} has shape {got}, expected {wanted}")
 
     return check
+
+
+def same_shape(*names: str) -> Check:
+    def check(op: str, args: Arguments) -> None:
+        expected = list(args[names[0]].shape)
+        for name in names[1:]:
+            got = list(args[name].shape)
+            if got != expected:
+                raise ValueError(f"{op}: {name} has shape {got}, expected {expected} as {names[0]}")
+
+    return check
+
+
+def floating_beside(*names: str, of: str, accumulates: bool = False) -> Check:
+    """Floating tensors on the device of ``of``, of any dtype or, with ``accumulates``, in that of its sums.
+
+    One that is None is not looked at.
+    """
+
+    def check(op: str, args: Arguments) -> None:
+        lead = args[of]
+        allowed = (accumulation_dtype(lead.dtype),) if accumulates else FLOATING
+        for name in names:
+            x = args[name]
+            if x is None:
+                continue
+            if not isinstance(x, Tensor):
+                raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor")
+            if x.dtype not in allowed:
+                expected = f"{allowed[0]} beside {lead.dtype}" if accumulates else "a floating dtype"
+                raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {expected}")
+            if x.device != lead.device:
+                raise ValueError(f"{op}: {name} is on {x.device}, expected {lead.device} as {of}")
+
+    return check
+
+
+def boolean(name: str) -> Check:
+    def check(op: str, args: Arguments) -> None:
+        if not isinstance(args[name], bool):
+            raise TypeError(f"{op}: {name} is {type(args[name]).__name__}, expected a bool")
+
+    return check

@@ -43,6 +43,7 @@ Shape = Callable[[Sequence[Any]], tuple[int, ...]]
 
 Kind = Literal["vector", "grid", "row_scalar", "scalar", "fixed", "option"]
 Result = Tensor | tuple[Tensor, ...]
+Autocast = Literal["float32", "lower", "keep"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Op:
     outputs: tuple[Shape, ...]
     requires: Sequence[Check]
     arrange: Callable[[Arguments], Arguments]
-    autocast: Literal["float32", "lower"]
+    autocast: Autocast
     second_derivative: bool
     backward_reads_outputs: bool
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
@@ -139,7 +140,8 @@ class Op:
         if len(args) != len(self.arguments):
             raise TypeError(f"{self.name}: got {len(args)} arguments, expected {', '.join(self.names)}")
         lead = args[self.lead]
-        if isinstance(lead, Tensor) and lead.device.type in _DEVICES and torch.is_autocast_enabled(lead.device.type):
+        may_cast = self.autocast != "keep" and isinstance(lead, Tensor) and lead.device.type in _DEVICES
+        if may_cast and torch.is_autocast_enabled(lead.device.type):
             args = self._autocast(args)
         named = dict(zip(self.names, args, strict=True))
         for check in self.requires:
@@ -188,7 +190,7 @@ class Op:
         if self.arguments[index].kind != "grid" or len(shape) != x.dim() or not needs_order(x):
             return empty(shape, x)
         *leading, last = range(x.dim())
-        order = [*sorted(leading, key=lambda axis: -x.stride(axis)), last]
+        order = [*sorted(leading, key=x.stride, reverse=True), last]
         return empty([shape[axis] for axis in order], x).permute([order.index(axis) for axis in range(x.dim())])
 
     def run_backward(
@@ -462,7 +464,7 @@ def define(
     requires: Sequence[Check],
     kinds: Mapping[str, Kind],
     arrange: Callable[[Arguments], Arguments] = lambda args: args,
-    autocast: Literal["float32", "lower"] = "float32",
+    autocast: Autocast = "float32",
     second_derivative: bool = True,
     backward_reads_outputs: bool = False,
 ) -> Op:
@@ -477,7 +479,7 @@ def define(
         requires: checks, run in order where a call is not already what a kernel takes.
         kinds: which tensor arguments are not vectors (see :class:`Argument`).
         arrange: brings checked arguments to the shapes that kernels take (broadcasting).
-        autocast: under autocast, run in float32 or in autocast's own dtype.
+        autocast: under autocast, run in float32, in autocast's own dtype, or in what came.
         second_derivative: the reference can be differentiated twice.
         backward_reads_outputs: the backward kernel takes the outputs after the arguments.
     """
