@@ -169,7 +169,9 @@ class Op:
         kernel = self._kernel(self.name, args)
         if kernel is None:
             with torch.no_grad():
-                return self.reference(*args)  # type: ignore[no-any-return]
+                first, *others = in_tuple(self.reference(*args))
+            first = self._laid_out(self.lead, first, args[self.lead])
+            return (first, *others) if others else first
         outs = self.empty_outputs(args)
         with torch.profiler.record_function(f"mmkern::{self.name}") if _profiling() else nullcontext():
             kernel(*args, *outs)
@@ -193,6 +195,13 @@ class Op:
         order = [*sorted(leading, key=x.stride, reverse=True), last]
         return empty([shape[axis] for axis in order], x).permute([order.index(axis) for axis in range(x.dim())])
 
+    def _laid_out(self, index: int, found: Tensor, x: Tensor) -> Tensor:
+        """What the reference found, where a kernel would have left it in memory."""
+        like = self._empty_like(index, found.shape, x, lambda shape, _: found.new_empty(shape, device="meta"))
+        if found.stride() == like.stride():
+            return found
+        return torch.empty_like(like, device=found.device).copy_(found)
+
     def run_backward(
         self, grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any], outs: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
@@ -203,7 +212,8 @@ class Op:
         lead = args[self.lead]
         kernel = self._kernel(f"{self.name}_backward", args)
         if kernel is None:
-            return self.reference_gradients(grads, wanted, args, create_graph=False)
+            found = self.reference_gradients(grads, wanted, args, create_graph=False)
+            return [g if g is None else self._laid_out(i, g, args[i]) for i, g in zip(self.tensors, found, strict=True)]
         gradients = [
             self._empty_gradient(i, args[i], lead) if want else None
             for i, want in zip(self.tensors, wanted, strict=True)
