@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +61,7 @@ def test_parts_of_the_keys_are_the_whole(bounds: tuple[int, ...]) -> None:
     q, k, v = qkv()
     parts = [
         ops.cross_attention(q, k[:, :, first:last], v[:, :, first:last], return_lse=True)
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True)
+        for first, last in itertools.pairwise(bounds)
     ]
     merged = ops.merge_attention([out for out, _ in parts], [lse for _, lse in parts])
     whole = ops.cross_attention(q, k, v, return_lse=True)
