@@ -1,7 +1,6 @@
 // The attention family on a CPU: the table of its kernels. What they mean: mmkern/reference/attention.py.
 
-#include "attention_backward.h"
-#include "attention_decode.h"
+#include "attention_varlen.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -12,29 +11,34 @@ namespace {
   "bhls, opt broadcast attn_bias: bhls, opt broadcast bias: bhls, opt int64 prefix_lengths: b, opt int64 seed: t, "    \
   "number scale, nonnegative softcap, number left, number right, number alignment, nonnegative dropout_p"
 
-template <template <class> class Body>
-void by_accumulation(const Call& call) {
-  call[0].dtype == Dtype::float64 ? Body<double>::run(call) : Body<float>::run(call);
-}
-template <class T>
-struct Forward {
-  static void run(const Call& call) { attention::forward<T>(call); }
-};
-template <class T>
-struct Backward {
-  static void run(const Call& call) { attention::backward<T>(call); }
-};
+#define MMKERN_PACKED                                                                                                  \
+  "strided q: thd, strided k: sgd, strided v: sge, int64 cu_seqlens_q: n, int64 cu_seqlens_k: n, "                     \
+  "opt int64 prefix_lengths: b, opt int64 seed: w, number max_seqlen_q, number max_seqlen_k, number scale, "           \
+  "nonnegative softcap, "                                                                                              \
+  "number left, number right, number alignment, nonnegative dropout_p"
+
+#define MMKERN_BY_ACCUMULATION(function)                                                                               \
+  [](const Call& call) {                                                                                               \
+    call[0].dtype == Dtype::float64 ? attention::function<double>(call) : attention::function<float>(call);            \
+  }
 
 const KernelEntry kEntries[] = {
-    {"cross_attention", MMKERN_PROBLEM ", strided out: bhle, acc lse: bhl", by_accumulation<Forward>},
+    {"cross_attention", MMKERN_PROBLEM ", strided out: bhle, acc lse: bhl", MMKERN_BY_ACCUMULATION(forward)},
     {"cross_attention_backward",
      "strided grad: bhle, acc grad_lse: bhl, " MMKERN_PROBLEM
      ", strided out: bhle, acc lse: bhl, opt strided grad_q: bhld, opt strided grad_k: bgsd, opt strided grad_v: bgse, "
      "opt acc broadcast grad_attn_bias: bhls, opt acc broadcast grad_bias: bhls",
-     by_accumulation<Backward>},
+     MMKERN_BY_ACCUMULATION(backward)},
+    {"cross_attention_varlen", MMKERN_PACKED ", strided out: the, acc lse: ht", MMKERN_BY_ACCUMULATION(forward_varlen)},
+    {"cross_attention_varlen_backward",
+     "strided grad: the, acc grad_lse: ht, " MMKERN_PACKED
+     ", strided out: the, acc lse: ht, opt strided grad_q: thd, opt strided grad_k: sgd, opt strided grad_v: sge",
+     MMKERN_BY_ACCUMULATION(backward_varlen)},
 };
 
 #undef MMKERN_PROBLEM
+#undef MMKERN_PACKED
+#undef MMKERN_BY_ACCUMULATION
 
 }  // namespace
 

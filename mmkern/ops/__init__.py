@@ -2,6 +2,7 @@
 
 from .attention import cross_attention
 from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
+from .attention_varlen import cross_attention_varlen
 from .hyperbolic import (
     lorentz_centroid,
     lorentz_distance,
@@ -31,6 +32,7 @@ from .multi_source import Source, multi_source_attention
 __all__ = [
     "Source",
     "cross_attention",
+    "cross_attention_varlen",
     "lorentz_centroid",
     "lorentz_distance",
     "lorentz_entailment_loss",

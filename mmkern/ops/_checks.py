@@ -80,7 +80,7 @@ def positive(name: str, beside: str) -> Check:
         value = args[name]
         if isinstance(value, Tensor):
             _check_scalar_tensor(op, name, value, args[beside])
-            if not _is_readable(value):
+            if not is_readable(value):
                 return
             value = value.item()
         if not isinstance(value, NUMBER) or isinstance(value, bool):
@@ -91,7 +91,7 @@ def positive(name: str, beside: str) -> Check:
     return check
 
 
-def _is_readable(value: Tensor) -> bool:
+def is_readable(value: Tensor) -> bool:
     """Whether the value is there to be read: on the CPU, and not a tracer's or a transform's stand-in."""
     return (
         not torch.compiler.is_compiling()
@@ -174,3 +174,30 @@ def boolean(name: str) -> Check:
             raise TypeError(f"{op}: {name} is {type(args[name]).__name__}, expected a bool")
 
     return check
+
+
+def check_tensor(
+    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None
+) -> None:
+    if x is None:
+        return
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor or None")
+    if x.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {expected}")
+    if x.device != q.device:
+        raise ValueError(f"{op}: {name} is on {x.device}, expected {q.device} as q")
+    if shape is not None and x.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
+
+
+def check_broadcast(
+    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], full: tuple[int, ...]
+) -> None:
+    check_tensor(op, name, x, q, dtypes, None)
+    if x is None:
+        return
+    trailing = full[len(full) - x.dim() :]
+    if x.dim() > len(full) or any(size not in (1, wanted) for size, wanted in zip(x.shape, trailing, strict=True)):
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected to broadcast to {list(full)}")

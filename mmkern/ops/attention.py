@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmkern.reference import attention as reference
 
-from ._checks import FLOATING, NUMBER, Arguments, floating_rows
+from ._checks import FLOATING, NUMBER, Arguments, check_broadcast, check_tensor, floating_rows
 from ._define import define
 from ._random import seed_tensor
 
@@ -37,38 +37,11 @@ def _check(op: str, args: Arguments) -> None:
         raise ValueError(f"{op}: q has {heads} heads, expected a multiple of the {groups} of k and v")
     if width == 0:
         raise ValueError(f"{op}: q has shape {list(q.shape)}, expected at least one channel")
-    _check_tensor(op, "key_mask", args["key_mask"], q, (torch.bool,), (batch, keys))
-    _check_tensor(op, "prefix_lengths", args["prefix_lengths"], q, (torch.int64, torch.int32), (batch,))
-    _check_broadcast(op, "attn_mask", args["attn_mask"], q, (torch.bool,), (batch, heads, queries, keys))
+    check_tensor(op, "key_mask", args["key_mask"], q, (torch.bool,), (batch, keys))
+    check_tensor(op, "prefix_lengths", args["prefix_lengths"], q, (torch.int64, torch.int32), (batch,))
+    check_broadcast(op, "attn_mask", args["attn_mask"], q, (torch.bool,), (batch, heads, queries, keys))
     for name in _BIASES:
-        _check_broadcast(op, name, args[name], q, FLOATING, (batch, heads, queries, keys))
-
-
-def _check_tensor(
-    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None
-) -> None:
-    if x is None:
-        return
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor or None")
-    if x.dtype not in dtypes:
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {expected}")
-    if x.device != q.device:
-        raise ValueError(f"{op}: {name} is on {x.device}, expected {q.device} as q")
-    if shape is not None and x.shape != shape:
-        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
-
-
-def _check_broadcast(
-    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], full: tuple[int, ...]
-) -> None:
-    _check_tensor(op, name, x, q, dtypes, None)
-    if x is None:
-        return
-    trailing = full[len(full) - x.dim() :]
-    if x.dim() > len(full) or any(size not in (1, wanted) for size, wanted in zip(x.shape, trailing, strict=True)):
-        raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected to broadcast to {list(full)}")
+        check_broadcast(op, name, args[name], q, FLOATING, (batch, heads, queries, keys))
 
 
 def _arrange(args: Arguments) -> Arguments:
@@ -165,11 +138,8 @@ def cross_attention(
     Source: Dao 2023, FlashAttention-2, algorithms 1 and 2.
     """
     name = "cross_attention"
-    left, right, alignment = _band(name, is_causal, causal_alignment, prefix_lengths, window_size, window_alignment)
-    if not isinstance(dropout_p, NUMBER) or not 0 <= dropout_p < 1:
-        raise ValueError(f"{name}: dropout_p is {dropout_p}, expected a number in [0, 1)")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{name}: softcap is {softcap}, expected a number above 0, or None")
+    left, right, alignment = band(name, is_causal, causal_alignment, prefix_lengths, window_size, window_alignment)
+    check_softcap_and_dropout(name, softcap, dropout_p)
     is_floating = isinstance(attn_mask, Tensor) and attn_mask.is_floating_point()
     out, lse = _cross_attention(
         q,
@@ -181,7 +151,7 @@ def cross_attention(
         bias,
         prefix_lengths,
         seed_tensor(name, q, generator, seed, offset) if dropout_p > 0 else None,
-        _scale(name, q) if scale is None else scale,
+        default_scale(q) if scale is None else scale,
         0.0 if softcap is None else softcap,
         left,
         right,
@@ -191,13 +161,20 @@ def cross_attention(
     return (out, lse) if return_lse else out
 
 
-def _scale(op: str, q: Any) -> float:
-    if not isinstance(q, Tensor) or q.dim() != 4 or q.shape[3] == 0:
+def default_scale(q: Any) -> float:
+    if not isinstance(q, Tensor) or q.dim() == 0 or q.shape[-1] == 0:
         return 1.0  # refused by the checks that follow
-    return float(q.shape[3] ** -0.5)
+    return float(q.shape[-1] ** -0.5)
 
 
-def _band(
+def check_softcap_and_dropout(op: str, softcap: float | None, dropout_p: float) -> None:
+    if not isinstance(dropout_p, NUMBER) or not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected a number in [0, 1)")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"{op}: softcap is {softcap}, expected a number above 0, or None")
+
+
+def band(
     op: str,
     is_causal: bool,
     causal_alignment: str,

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import NUMBER
+from ._checks import FLOATING, NUMBER, check_broadcast
 from ._random import seed_tensor
 from .attention import cross_attention
 from .attention_rows import merge_attention
@@ -109,12 +109,7 @@ def _check_gate(i: int, gate: float | Tensor, q: Tensor) -> None:
         return
     if not isinstance(gate, Tensor):
         raise TypeError(f"{_OP}: sources[{i}].gate is {type(gate).__name__}, expected a number or a Tensor")
-    rows = (*q.shape[:3], 1)
-    trailing = rows[len(rows) - gate.dim() :]
-    if gate.dim() > 4 or any(size not in (1, wanted) for size, wanted in zip(gate.shape, trailing, strict=True)):
-        raise ValueError(
-            f"{_OP}: sources[{i}].gate has shape {list(gate.shape)}, expected to broadcast to {list(rows)}"
-        )
+    check_broadcast(_OP, f"sources[{i}].gate", gate, q, FLOATING, (*q.shape[:3], 1))
 
 
 def _gated(out: Tensor, gate: float | Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,46 @@ def cross_attention(*args: Any) -> tuple[Tensor, Tensor]:
     if a.seed is not None and a.dropout_p > 0:
         weights = weights * kept(weights.shape, a.seed, a.dropout_p) / (1 - a.dropout_p)
     return weights @ v, lse.to(torch.promote_types(lse.dtype, torch.float32))
+
+
+class PackedArguments(NamedTuple):
+    """What the op of packed sequences is given: ``mmkern.ops.cross_attention_varlen`` says what each is."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    prefix_lengths: Tensor | None
+    seed: Tensor | None
+    max_seqlen_q: int
+    max_seqlen_k: int
+    scale: float
+    softcap: float
+    left: int
+    right: int
+    alignment: int
+    dropout_p: float
+
+
+def cross_attention_varlen(*args: Any) -> tuple[Tensor, Tensor]:
+    """:func:`cross_attention` of each segment; its dropout begins at counter ``offset + cu_q·Hq·⌈max_seqlen_k/4⌉``."""
+    a = PackedArguments(*args)
+    fours = -(-a.max_seqlen_k // 4)
+    wide = torch.promote_types(a.q.dtype, torch.float32)
+    outs, lses = [a.q.new_empty(0, a.q.shape[1], a.v.shape[2])], [a.q.new_empty(a.q.shape[1], 0, dtype=wide)]
+    ends = zip(a.cu_seqlens_q.tolist(), a.cu_seqlens_k.tolist(), strict=True)
+    for b, ((q_begin, k_begin), (q_end, k_end)) in enumerate(itertools.pairwise(ends)):
+        seed = None
+        if a.seed is not None:
+            seed = torch.stack([a.seed[0], a.seed[1] + q_begin * a.q.shape[1] * fours])
+        prefix = None if a.prefix_lengths is None else a.prefix_lengths[b : b + 1]
+        q, k, v = a.q[q_begin:q_end], a.k[k_begin:k_end], a.v[k_begin:k_end]
+        heads = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out, lse = cross_attention(*heads, None, None, None, None, prefix, seed, *args[9:])
+        outs.append(out[0].transpose(0, 1))
+        lses.append(lse[0])
+    return torch.cat(outs), torch.cat(lses, 1)
 
 
 def visible(a: Arguments) -> Tensor | None:
