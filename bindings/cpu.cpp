@@ -20,6 +20,7 @@ namespace mmkern {
 #define MMKERN_DECLARE_FAMILIES(level)                                                                                 \
   namespace level {                                                                                                    \
   KernelTable attention_kernels();                                                                                     \
+  KernelTable attention_rows_kernels();                                                                                \
   KernelTable hyperbolic_kernels();                                                                                    \
   }
 MMKERN_FOR_EACH_LEVEL(MMKERN_DECLARE_FAMILIES)
@@ -49,7 +50,10 @@ bool runs_here(const char* level) {
 
 #define MMKERN_LEVEL(level)                                                                                            \
   {#level, [] { return runs_here(#level); },                                                                           \
-   [] { return std::vector<KernelTable>{level::attention_kernels(), level::hyperbolic_kernels()}; }},
+   [] {                                                                                                                \
+     return std::vector<KernelTable>{level::attention_kernels(), level::attention_rows_kernels(),                      \
+                                     level::hyperbolic_kernels()};                                                     \
+   }},
 // Best last.
 const Level kLevels[] = {MMKERN_FOR_EACH_LEVEL(MMKERN_LEVEL)};
 

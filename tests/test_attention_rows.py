@@ -203,7 +203,7 @@ def test_finite_differences_of_a_merge() -> None:
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_finite_differences_of_rotations(interleaved: bool) -> None:
-    q, k = (torch.randn(2, n, 3, 7, dtype=torch.float64).requires_grad_() for n in (2, 1))
+    q, k = (torch.randn(n, 3, 7, dtype=torch.float64).requires_grad_() for n in (2, 1))
     weights = [torch.randn(7, dtype=torch.float64).requires_grad_() for _ in range(2)]
     cos, sin = angles(3, 3, dtype=torch.float64)
 
