@@ -144,7 +144,8 @@ def _members(pair, pairs, INTERLEAVED: tl.constexpr):
     """The channels of both members of each pair."""
     if INTERLEAVED:
         return 2 * pair, 2 * pair + 1
-    return pair, pair + pairs
+    else:  # a kernel's return does not end it
+        return pair, pair + pairs
 
 
 @triton.jit
@@ -157,7 +158,8 @@ def _load_weight(weight, channel, mask):
     """``[1, channels]``, ones where there is none."""
     if weight is None:
         return tl.full([1, channel.shape[0]], 1.0, tl.float32)
-    return tl.load(weight + channel, mask, 0.0)[None, :]
+    else:
+        return tl.load(weight + channel, mask, 0.0)[None, :]
 
 
 @triton.jit
