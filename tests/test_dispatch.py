@@ -209,6 +209,16 @@ def test_the_registered_op_refuses_a_second_derivative() -> None:
         gradient.sum().backward()
 
 
+def test_the_registered_op_takes_gradients_of_the_reference() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    gradients = []
+    for backend in ("reference", None):
+        with mmkern.use_backend(backend):
+            out = torch.ops.mmkern.lorentz_exp_map0(x, torch.tensor(1.0))
+            gradients += torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(*gradients)
+
+
 def test_the_profiler_names_the_op() -> None:
     x = torch.randn(3, 4, requires_grad=True)
     with torch.profiler.profile() as profile:

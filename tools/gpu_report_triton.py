@@ -53,6 +53,14 @@ _VALUE = ("lorentz_distance", "poincare_distance", "lorentz_exterior_angle", "lo
 ROW_WISE = (*_RADIAL, *_PAIR, *_VALUE, "lorentz_half_aperture", "lorentz_parallel_transport", "lorentz_centroid")
 PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pairwise_distance")
 ATTENTION = "cross_attention"
+# Of rotations: whether they normalize, and interleave; those leave half a head as it is.
+MERGE = "merge_attention"
+ROTATIONS = {
+    "rotary_embedding": (False, False),
+    "rotary_embedding, interleaved": (False, True),
+    "qk_norm_rotary": (True, False),
+    "qk_norm_rotary, interleaved": (True, True),
+}
 
 
 def variants(everything: bool = False) -> list[Variant]:
@@ -63,8 +71,10 @@ def variants(everything: bool = False) -> list[Variant]:
         found += [Variant(op, "bfloat16", backward=backward) for op in ("lorentz_exp_map0", "lorentz_distance")]
         pairwise = zip(PAIRWISE, ("bfloat16", "bfloat16", "float32"), strict=True)
         found += [Variant(op, dtype, backward=backward, rows=512) for op, dtype in pairwise]
+        found += [Variant(op, "float32", 128, backward) for op in (MERGE, *ROTATIONS)]
     found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
     found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
+    found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
     for dtype in ("float16", "bfloat16", "float32"):
         for depth in (64, 128):
             calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
@@ -84,6 +94,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
 
     if variant.op == ATTENTION:
         return _attention_call(variant)
+    if variant.op == MERGE or variant.op in ROTATIONS:
+        return _attention_rows_call(variant)
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
     n, d = variant.rows, variant.depth
@@ -143,6 +155,40 @@ def _attention_call(variant: Variant) -> tuple[Callable[[], None], int]:
         attention.cross_attention_backward(*given, *arguments, *outs, *attention_gradients, *bias_gradients)
 
     return launch, _bytes(used)
+
+
+def _attention_rows_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """Two heads whose rows lie between each other's, as a projection leaves them."""
+    import torch
+    from mmkern.kernels import attention_rows
+
+    torch.manual_seed(0)
+    n, d = variant.rows // 2, variant.depth
+    dtype = getattr(torch, variant.dtype)
+
+    def heads() -> Any:
+        return torch.randn(1, n, 2, d).to(dtype).transpose(1, 2)
+
+    normalize, interleaved = ROTATIONS.get(variant.op, (False, False))
+    if variant.op == MERGE:
+        arguments = [heads(), torch.randn(1, 2, n), heads(), torch.randn(1, 2, n)]
+        outs, options, differentiable = [heads(), torch.empty(1, 2, n)], [], arguments
+    else:
+        angles = torch.randn(2, n, d // 4 if interleaved else d // 2)
+        weight = torch.randn(d) if normalize else None
+        differentiable = [heads(), weight]
+        arguments = [*differentiable, *(angle.expand(1, 2, -1, -1) for angle in angles)]
+        outs, options = [heads()], [1e-6, normalize, interleaved]
+    kernel = MERGE if variant.op == MERGE else "rotary_embedding"
+    used = [x for x in (*arguments, *outs) if x is not None]
+    if not variant.backward:
+        launch = getattr(attention_rows, kernel)
+        return lambda: launch(*arguments, *options, *outs), _bytes(used)
+    gradients = [None if x is None else torch.empty_like(x) for x in differentiable]
+    read = used if variant.op == MERGE or normalize else used[1:]  # a rotation's gradient needs no x
+    used = [*read, *(x for x in gradients if x is not None)]
+    launch = getattr(attention_rows, f"{kernel}_backward")
+    return lambda: launch(*outs, *arguments, *options, *gradients), _bytes(used)
 
 
 def _bytes(tensors: Sequence[Any]) -> int:

@@ -1,58 +1,52 @@
-// The rows of [..., D] tensors of any strides, walked together.
+// Rows of [..., D] with a stride for each leading axis, as a head of attention lies in a projection.
 #pragma once
 
 #include "../call.h"
-#include "parallel.h"
+#include "rows.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
 
-// Where one row after another begins in each of K views: [..., D], or [...] of one number a row. The order is that in
-// which the rows of the first lie in memory.
-template <int K>
-class GridRows {
+// Walks over the first `leading` axes of a view, the last of them fastest, from `row` on. What it points to is the
+// offset of the row's first element.
+class RowWalk {
  public:
-  GridRows(const View* const (&views)[K], int leading) : axes_(leading) {
-    for (int axis = 0; axis < leading; ++axis) {
-      int at = axis;  // insertion by stride, the largest first
-      for (; at > 0 && views[0]->strides[axis] > strides_[0][at - 1]; --at) move(at - 1, at);
-      sizes_[at] = views[0]->sizes[axis];
-      for (int k = 0; k < K; ++k) strides_[k][at] = *views[k] ? views[k]->strides[axis] : 0;
-      count_ *= sizes_[at];
+  RowWalk(const View& view, int leading, int64_t row) : view_(view), leading_(view ? leading : 0) {
+    for (int axis = leading_ - 1; axis >= 0; --axis) {
+      index_[axis] = row % view.sizes[axis];
+      row /= view.sizes[axis];
+      offset_ += index_[axis] * view.strides[axis];
     }
   }
 
-  int64_t count() const { return count_; }
-
-  // f(row, at) for rows begin, ..., end - 1; the row begins at element at[k] of view k.
-  template <class F>
-  void visit(int64_t begin, int64_t end, F f) const {
-    int64_t index[kMaxRank], at[K] = {};
-    int64_t rest = begin;
-    for (int axis = axes_ - 1; axis >= 0; --axis) {
-      index[axis] = rest % sizes_[axis];
-      rest /= sizes_[axis];
-      for (int k = 0; k < K; ++k) at[k] += index[axis] * strides_[k][axis];
-    }
-    for (int64_t row = begin; row < end; ++row) {
-      f(row, at);
-      for (int axis = axes_ - 1; axis >= 0; --axis) {
-        for (int k = 0; k < K; ++k) at[k] += strides_[k][axis];
-        if (++index[axis] < sizes_[axis]) break;
-        for (int k = 0; k < K; ++k) at[k] -= sizes_[axis] * strides_[k][axis];
-        index[axis] = 0;
-      }
+  int64_t operator*() const { return offset_; }
+  void operator++() {
+    for (int axis = leading_ - 1; axis >= 0; --axis) {
+      offset_ += view_.strides[axis];
+      if (++index_[axis] < view_.sizes[axis]) return;
+      offset_ -= index_[axis] * view_.strides[axis];
+      index_[axis] = 0;
     }
   }
 
  private:
-  void move(int from, int to) {
-    sizes_[to] = sizes_[from];
-    for (int k = 0; k < K; ++k) strides_[k][to] = strides_[k][from];
-  }
+  const View& view_;
+  int leading_;
+  int64_t index_[kMaxRank], offset_ = 0;
+};
 
-  int axes_;
-  int64_t sizes_[kMaxRank], strides_[K][kMaxRank], count_ = 1;
+// The same of one tensor's elements of type S; null where the tensor is.
+template <class S>
+class GridRows {
+ public:
+  GridRows(const View& view, int leading, int64_t row) : data_(static_cast<S*>(view.data)), walk_(view, leading, row) {}
+
+  S* operator*() const { return data_ ? data_ + *walk_ : nullptr; }
+  void operator++() { ++walk_; }
+
+ private:
+  S* data_;
+  RowWalk walk_;
 };
 
 }  // namespace MMKERN_ISA

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +35,9 @@ from ._checks import Arguments, Check, accumulation_dtype
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cpu", "cuda")
 _SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+_AUTOGRAD_KEYS = tuple(
+    map(torch._C._dispatch_key_parse, ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"))
+)
 _library = torch.library.Library("mmkern", "DEF")
 
 # The shape of the result, from the arguments in order.
@@ -459,6 +462,17 @@ def _plain(args: Sequence[Any]) -> list[Any]:
     return [a.as_subclass(Tensor) if isinstance(a, Tensor) and type(a) not in _PLAIN_TYPES else a for a in args]
 
 
+def _autograd_allowed() -> AbstractContextManager[None]:
+    """A registered op runs beneath autograd, which records nothing there: not what the reference needs either."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in _AUTOGRAD_KEYS:
+        excluded = excluded.remove(key)
+    guard: AbstractContextManager[None] = torch._C._ForceDispatchKeyGuard(
+        torch._C._dispatch_tls_local_include_set(), excluded
+    )
+    return guard
+
+
 # ---- Registration ----------------------------------------------------------------------------------------------------
 
 _ARGUMENT = re.compile(r"(Tensor|Tensor\?|float|int|bool) (\w+)")
@@ -531,7 +545,8 @@ def _register(op: Op, schema: str) -> None:
 
     def backward(*given: Any) -> tuple[Tensor, ...]:
         grads, wanted, args, outs = op.split_backward(_plain(given[:-1]), given[-1])
-        gradients = op.run_backward(grads, wanted, op._prepare(args), outs)
+        with _autograd_allowed():
+            gradients = op.run_backward(grads, wanted, op._prepare(args), outs)
         return tuple(
             grads[0].new_empty(0) if g is None else g.to(args[i].dtype)
             for i, g in zip(op.tensors, gradients, strict=True)

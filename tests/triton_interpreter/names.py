@@ -21,4 +21,5 @@ ATTENTION_CHECKS = (
     "attention_same_bits",
     "attention_expanded_gradient",
 )
-CHECKS = (*ATTENTION_CHECKS, *PROPERTIES, *OPS)
+ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows_same_bits")
+CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, *PROPERTIES, *OPS)

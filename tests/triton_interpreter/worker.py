@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from mmkern.kernels import attention, hyperbolic, rows
+from mmkern.kernels import attention_rows as companions
 from torch import Tensor
 
 from mmkern import testing
@@ -25,6 +26,7 @@ from mmkern.reference.attention import kept
 from tests.cases.attention import CASES as ATTENTION_CASES
 from tests.cases.attention import LONG, between_words
 from tests.cases.attention import case as attention_case
+from tests.cases.attention_rows import CASES as ROWS_CASES
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
 from tests.contract import gradients_for, op_of
@@ -45,7 +47,7 @@ _ATTENTION_16_BIT = {
 _MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
 
-_KERNELS = {"hyperbolic": hyperbolic, "attention": attention}
+_KERNELS = {"hyperbolic": hyperbolic, "attention": attention, "attention_rows": companions}
 
 
 def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
@@ -207,6 +209,79 @@ def attention_expanded_gradient() -> None:
     ones = [torch.ones(out.shape) for out in outs]
     for a, b in zip(gradients(op, expanded, args, outs), gradients(op, ones, args, outs), strict=True):
         assert a is b is None or (a is not None and b is not None and torch.equal(a, b))
+
+
+_ROWS_DTYPES = (
+    (torch.float32, ""),
+    (torch.bfloat16, ("heads inside-some", "odd", "heads inside-weight")),
+    (torch.float16, ("part-plain", "9x123-near")),
+)
+
+
+def attention_rows() -> None:
+    """Every case in float32, those of another layout in 16 bits too."""
+    for case in ROWS_CASES:
+        for dtype, kinds in _ROWS_DTYPES:
+            if case.label.startswith(kinds):
+                try:
+                    hold_to_contract(case, dtype)
+                except Exception as error:
+                    raise AssertionError(f"{case}, {dtype}: {error}") from error
+
+
+def _rows_case(op: str, label: str) -> tuple[Op, Case]:
+    return op_of(op), next(case for case in ROWS_CASES if case.op == op and case.label == label)
+
+
+_ROWS = (("merge_attention", "heads inside-some empty"), ("rotary_embedding", "heads inside-weight-interleaved"))
+
+
+def attention_rows_of_any_layout() -> None:
+    """Outputs that lie as the inputs do, gradients of stride 0, more axes than four."""
+    for name, label in (*_ROWS, ("merge_attention", "five axes-near"), ("rotary_embedding", "five axes-weight")):
+        op, case = _rows_case(name, label)
+        args = prepared(op, case.arguments(torch.float32))
+        kernel = getattr(companions, name)
+        outs, expected = op.empty_outputs(args), outputs_of(op, args)
+        kernel(*args, *outs)
+        assert not outs[0].is_contiguous()
+        assert all(torch.equal(a, b) for a, b in zip(outs, expected, strict=True)), name
+        ones, expanded = (
+            [torch.ones(shape) for shape in (out.shape for out in outs)],
+            [torch.ones(()).expand(out.shape) for out in outs],
+        )
+        for a, b in zip(gradients(op, expanded, args, outs), gradients(op, ones, args, outs), strict=True):
+            assert a is b is None or (a is not None and b is not None and torch.equal(a, b)), name
+        wanted = [isinstance(args[i], Tensor) for i in op.tensors]
+        lying = [
+            op._empty_gradient(i, args[i], args[0]) if want else None
+            for i, want in zip(op.tensors, wanted, strict=True)
+        ]
+        getattr(companions, f"{name}_backward")(*ones, *args, *lying)
+        for a, b in zip(lying, gradients(op, ones, args, outs), strict=True):
+            assert a is b is None or (a is not None and b is not None and torch.equal(a, b)), name
+
+
+def attention_rows_same_bits() -> None:
+    """Run after run, whatever gradients are wanted; several programs and steps of the weight's gradient."""
+    programs, companions._PROGRAMS = companions._PROGRAMS, 3
+    try:
+        hold_to_contract(_rows_case("rotary_embedding", "many rows-weight")[1], torch.float32)
+        for name, label in _ROWS:
+            op, case = _rows_case(name, label)
+            args = prepared(op, case.arguments(torch.float32))
+            outs = outputs_of(op, args)
+            assert all(torch.equal(a, b) for a, b in zip(outs, outputs_of(op, args), strict=True))
+            grads = gradients_for(case, outs)
+            before = gradients(op, grads, args, outs)
+            for slot in range(len(before)):
+                alone = gradients(op, grads, args, outs, [i == slot for i in range(len(before))])[slot]
+                together = before[slot]
+                assert alone is not None
+                assert together is not None
+                assert torch.equal(alone, together), f"{name}: gradient {slot} alone differs"
+    finally:
+        companions._PROGRAMS = programs
 
 
 def chunked() -> None:
