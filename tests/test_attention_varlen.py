@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mmkern
 from mmkern import ops
 from mmkern.ops._define import OPS
 from mmkern.reference import attention as reference
@@ -102,6 +103,17 @@ def test_same_bits_for_any_number_of_threads() -> None:
             assert all(torch.equal(a, b) for a, b in zip(alone, run(threads), strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("segments", [0, 2])
+def test_nothing_packed(segments: int) -> None:
+    q, k, v = (torch.randn(0, heads, 16, requires_grad=True) for heads in (4, 2, 2))
+    begin = torch.zeros(segments + 1, dtype=torch.int64)
+    for backend in (None, "reference"):
+        with mmkern.use_backend(backend):
+            out, lse = ops.cross_attention_varlen(q, k, v, begin, begin, 0, 0, return_lse=True)
+            assert (out.shape, lse.shape) == ((0, 4, 16), (4, 0))
+            assert [g.shape for g in torch.autograd.grad(out.sum(), (q, k, v))] == [x.shape for x in (q, k, v)]
 
 
 def test_gradcheck() -> None:

@@ -86,9 +86,10 @@ def cross_attention_varlen(*args: Any) -> tuple[Tensor, Tensor]:
     """:func:`cross_attention` of each segment; its dropout begins at counter ``offset + cu_q·Hq·⌈max_seqlen_k/4⌉``."""
     a = PackedArguments(*args)
     fours = -(-a.max_seqlen_k // 4)
-    wide = torch.promote_types(a.q.dtype, torch.float32)
-    outs, lses = [a.q.new_empty(0, a.q.shape[1], a.v.shape[2])], [a.q.new_empty(a.q.shape[1], 0, dtype=wide)]
-    ends = zip(a.cu_seqlens_q.tolist(), a.cu_seqlens_k.tolist(), strict=True)
+    outs, lses = [], []
+    ends = list(zip(a.cu_seqlens_q.tolist(), a.cu_seqlens_k.tolist(), strict=True))
+    if len(ends) == 1:
+        ends *= 2  # an empty segment, so that the result depends on the arguments
     for b, ((q_begin, k_begin), (q_end, k_end)) in enumerate(itertools.pairwise(ends)):
         seed = None
         if a.seed is not None:

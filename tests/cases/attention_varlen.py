@@ -25,8 +25,6 @@ LENGTHS: dict[str, Lengths] = {
     "long": ((70, 33), (150, 300)),
     "no query": ((4, 0, 3), (6, 5, 7)),
     "no key": ((4, 5, 3), (6, 0, 7)),
-    "no segment": ((), ()),
-    "all empty": ((0, 0), (0, 0)),
 }
 
 Q_HEADS, KV_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 16, 24
@@ -55,7 +53,7 @@ def case(label: str, of: str, heads: Build = dense, **given: Any) -> Case:
     def build(g: torch.Generator) -> list[Any]:
         packed = heads(g, sum(queries), sum(keys))
         tensors = [given.get("prefix_lengths"), given.get("seed")]
-        longest = [max(lengths, default=0) for lengths in (queries, keys)]
+        longest = [max(lengths) for lengths in (queries, keys)]
         numbers = [given.get(name, value) for name, value in options.items()]
         return [*packed, ends(queries), ends(keys), *tensors, *longest, *numbers]
 
