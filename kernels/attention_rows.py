@@ -6,7 +6,6 @@ Rows are those of ``[B, H, L, D]`` in any order in memory, inputs and outputs al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ from mmkern.kernels.attention_tiles import Strided
 from mmkern.kernels.rows import Blocks, scalar, unit_stride
 from mmkern.kernels.scalar_math import div, log1p, sqrt
 from torch import Tensor
+
+from mmkern.backends.grid_rows import four_axes, sizes, written
 
 _NONE = tl.constexpr(-float("inf"))  # the log-sum-exp of no key
 
@@ -313,36 +314,14 @@ def rotary_backward_kernel(
 _PROGRAMS = 512
 
 
-def _four_axes(x: Tensor) -> Tensor:
-    return x.reshape(-1, *x.shape[-3:]) if x.dim() > 4 else x[(None,) * (4 - x.dim())]
-
-
 def _rows(x: Tensor | None) -> Strided | None:
     """A tensor ``[..., D]``."""
-    return None if x is None else Strided.of(_four_axes(unit_stride(x)))
+    return None if x is None else Strided.of(four_axes(unit_stride(x)))
 
 
 def _numbers(x: Tensor | None) -> Strided | None:
     """A tensor ``[...]``, one number a row."""
-    return None if x is None else Strided.of(_four_axes(x[..., None]))
-
-
-def _written(outputs: Sequence[Tensor | None], run: Callable[..., None]) -> None:
-    """``run(*outputs)`` with outputs of four axes at most; what more axes than that keep from being a view is copied."""
-    given = [None if x is None or x.dim() <= 4 else x.contiguous() for x in outputs]
-    run(*(x if dense is None else dense for x, dense in zip(outputs, given, strict=True)))
-    for x, dense in zip(outputs, given, strict=True):
-        if x is not None and dense is not None and dense.data_ptr() != x.data_ptr():
-            x.copy_(dense)
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Heads, length, and rows of ``[..., D]``."""
-    _, heads, length, _ = _four_axes(x).shape if x.dim() > 4 else (1,) * (4 - x.dim()) + x.shape
-    rows = 1
-    for size in x.shape[:-1]:
-        rows *= size
-    return heads, length, rows
+    return None if x is None else Strided.of(four_axes(x[..., None]))
 
 
 def _merge_options(cols: int) -> dict[str, Any]:
@@ -353,7 +332,7 @@ def _merge_options(cols: int) -> dict[str, Any]:
 def merge_attention(
     out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, merged: Tensor, merged_lse: Tensor
 ) -> None:
-    heads, length, rows = _sizes(out)
+    rows, heads, length = sizes(out)
     if rows == 0:
         return
     cols = out.shape[-1]
@@ -365,7 +344,7 @@ def merge_attention(
         merge_kernel[grid](*inputs, _rows(merged), _numbers(merged_lse), heads, length, rows, cols, **options)
 
     with torch.cuda.device_of(out):
-        _written((merged, merged_lse), run)
+        written((merged, merged_lse), run)
 
 
 def merge_attention_backward(
@@ -380,7 +359,7 @@ def merge_attention_backward(
     other_grad: Tensor | None,
     other_lse_grad: Tensor | None,
 ) -> None:
-    heads, length, rows = _sizes(out)
+    rows, heads, length = sizes(out)
     if rows == 0:
         return
     cols = out.shape[-1]
@@ -395,7 +374,7 @@ def merge_attention_backward(
         merge_backward_kernel[grid](*inputs, *gradients, heads, length, rows, cols, **options)
 
     with torch.cuda.device_of(out):
-        _written((out_grad, lse_grad, other_grad, other_lse_grad), run)
+        written((out_grad, lse_grad, other_grad, other_lse_grad), run)
 
 
 @dataclass(frozen=True)
@@ -437,7 +416,7 @@ def rotary_embedding(
     interleaved: bool,
     out: Tensor,
 ) -> None:
-    heads, length, rows = _sizes(x)
+    rows, heads, length = sizes(x)
     if rows == 0:
         return
     cols, pairs = x.shape[-1], cos.shape[-1]
@@ -445,12 +424,12 @@ def rotary_embedding(
     inputs = _rows(x), weight, _rows(cos), _rows(sin)
 
     def run(out: Tensor) -> None:
-        sizes = heads, length, rows, cols, pairs
+        shape = heads, length, rows, cols, pairs
         grid = (triton.cdiv(rows, tiles.rows),)
-        rotary_kernel[grid](*inputs, _rows(out), float(eps), *sizes, **tiles.options(normalize, interleaved))
+        rotary_kernel[grid](*inputs, _rows(out), float(eps), *shape, **tiles.options(normalize, interleaved))
 
     with torch.cuda.device_of(x):
-        _written((out,), run)
+        written((out,), run)
 
 
 def rotary_embedding_backward(
@@ -465,7 +444,7 @@ def rotary_embedding_backward(
     x_grad: Tensor | None,
     weight_grad: Tensor | None,
 ) -> None:
-    heads, length, rows = _sizes(x)
+    rows, heads, length = sizes(x)
     if rows == 0:
         if weight_grad is not None:
             weight_grad.zero_()
@@ -478,11 +457,11 @@ def rotary_embedding_backward(
     inputs = _rows(grad), _rows(x), weight, _rows(cos), _rows(sin)
 
     def run(x_grad: Tensor | None) -> None:
-        sizes = heads, length, rows, rows_a_program, cols, pairs
+        shape = heads, length, rows, rows_a_program, cols, pairs
         options = tiles.options(normalize, interleaved)
-        rotary_backward_kernel[(programs,)](*inputs, _rows(x_grad), partials, float(eps), *sizes, **options)
+        rotary_backward_kernel[(programs,)](*inputs, _rows(x_grad), partials, float(eps), *shape, **options)
 
     with torch.cuda.device_of(x):
-        _written((x_grad,), run)
+        written((x_grad,), run)
     if partials is not None:
         torch.sum(partials, 0, out=weight_grad)

@@ -19,6 +19,8 @@ SOME = (
     "attention<Bfloat16, 64>",
     "attention<Float32, 64>",
     "merge_attention",
+    "merge_parts_backward",
+    "rotary_backward",
 )
 
 

@@ -51,7 +51,6 @@ struct AttentionArgs {
   float dropout_p;
 };
 
-MMKERN_FN float infinity() { return __uint_as_float(0x7f800000u); }
 MMKERN_FN bool is_finite(float x) { return fabsf(x) < infinity(); }
 
 // One query, and the keys that it may see for its place: first <= j < end.

@@ -31,6 +31,8 @@ MMKERN_FN float asinh(float x) { return asinhf(x); }
 MMKERN_FN float atanh(float x) { return atanhf(x); }
 MMKERN_FN float atan2(float y, float x) { return atan2f(y, x); }
 
+MMKERN_FN float infinity() { return __uint_as_float(0x7f800000u); }
+
 // Codes as in csrc/call.h. Kernels compute in float32; the storage type is known at run time, since loads and stores
 // are all that differ.
 enum Dtype : int { kFloat32 = 0, kBfloat16 = 2, kFloat16 = 3 };

@@ -15,6 +15,7 @@ struct DeviceKernelTable {
 };
 
 DeviceKernelTable attention_device_kernels();
+DeviceKernelTable attention_rows_device_kernels();
 DeviceKernelTable hyperbolic_device_kernels();
 
 template <class Args>

@@ -2,7 +2,8 @@
 ``name_backward(grad, *inputs, curvature, *options, *input_grads, curvature_grad)``, the outputs given.
 
 Here a call becomes launches: which kernel, how many threads share a row, where partial sums lie. The kernels are
-``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention has a file of its own, cuda_attention.py.
+``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention and its companions
+have files of their own, cuda_attention*.py.
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkern.backends import cuda_attention
+from mmkern.backends import cuda_attention, cuda_attention_rows
 from mmkern.backends.cuda_launch import launch
-from mmkern.backends.cuda_tensors import DTYPES, address, fits_vectors
+from mmkern.backends.cuda_tensors import COLUMNS, DTYPES, MAX_LANES, address, fits_vectors, lanes_of
 
-_COLUMNS = 8  # of a row in a thread's registers
-_MAX_LANES = 512
-_MAX_COLUMNS = 1 << 30  # counted in int
 _MIN_THREADS = 128
 _MAX_BLOCKS = 4096  # of a row kernel, which walks on from there; bounds the partial sums
 _TILE = 64
@@ -98,14 +96,6 @@ def _sets(x: Tensor, kept: int) -> tuple[Tensor, int, int]:
     return x, stride, x.stride(leading)
 
 
-@functools.cache
-def _lanes(cols: int) -> int:
-    """How many threads share a row."""
-    if cols > _MAX_COLUMNS:
-        raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {_MAX_COLUMNS}")
-    return min(1 << (-(-cols // _COLUMNS) - 1).bit_length(), _MAX_LANES)
-
-
 def _row_grid(rows: int, lanes: int) -> tuple[int, int]:
     """Blocks, and threads of a block."""
     threads = max(lanes, _MIN_THREADS)
@@ -126,7 +116,7 @@ class _CurvatureGradient:
     def finish(self) -> None:
         if self.total is not None and self.partials is not None:
             arguments = _SUM_ARGS.pack(self.partials.data_ptr(), self.total.data_ptr(), self.partials.numel())
-            launch("sum_partials", (1, 1), _MAX_LANES, arguments, self.total.device)
+            launch("sum_partials", (1, 1), MAX_LANES, arguments, self.total.device)
 
 
 # ---- Row-wise ops ----------------------------------------------------------------------------------------------------
@@ -195,7 +185,7 @@ class _RowOp:
     ) -> None:
         lead = vectors[0]
         cols, device, dtype = lead.shape[-1], lead.device, lead.dtype
-        rows, lanes = lead.numel() // cols, _lanes(cols)
+        rows, lanes = lead.numel() // cols, lanes_of(cols)
         blocks, threads = _row_grid(rows, lanes)
         inputs, strides = zip(*map(_rows, vectors), strict=True)  # the copies live until the launch
         pointers = [x.data_ptr() for x in inputs]
@@ -244,12 +234,12 @@ def _centroid(
     curvature_grad: Tensor | None = None,
 ) -> None:
     members, cols = x.shape[-2:]
-    sets, lanes = x.numel() // (members * cols), _lanes(cols)
+    sets, lanes = x.numel() // (members * cols), lanes_of(cols)
     blocks, threads = _row_grid(sets, lanes)
     x, x_set_stride, x_member_stride = _sets(x, 2)
     weights, weight_set_stride, weight_member_stride = _sets(weights, 1)
     grads, grad_stride = (None, 0) if grad is None else _rows(grad)
-    chunk = lanes * _COLUMNS
+    chunk = lanes * COLUMNS
     scratch = None
     if grad is not None and cols > chunk:
         scratch = torch.empty(sets * -(-cols // chunk) * chunk, dtype=torch.float32, device=x.device)
@@ -421,10 +411,18 @@ KERNELS: dict[str, Callable[..., None]] = {
     "lorentz_centroid": _lorentz_centroid,
     "lorentz_centroid_backward": _lorentz_centroid_backward,
     "cross_attention": cuda_attention.cross_attention,
+    "merge_attention": cuda_attention_rows.merge_attention,
+    "merge_attention_backward": cuda_attention_rows.merge_attention_backward,
+    "rotary_embedding": cuda_attention_rows.rotary_embedding,
+    "rotary_embedding_backward": cuda_attention_rows.rotary_embedding_backward,
 }
 
 # Of a kernel that does not take every call: why not this one, from its first arguments or all.
-LIMITS: dict[str, Callable[..., list[str]]] = {"cross_attention": cuda_attention.limits}
+LIMITS: dict[str, Callable[..., list[str]]] = {
+    "cross_attention": cuda_attention.limits,
+    "rotary_embedding": cuda_attention_rows.limits,
+    "rotary_embedding_backward": cuda_attention_rows.limits,
+}
 
 
 def __getattr__(name: str) -> Callable[..., None]:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/call.h
+
+COLUMNS = 8  # of a row in a thread's registers
+MAX_LANES = 512
+_MAX_COLUMNS = 1 << 30  # counted in int
+
+
+@functools.cache
+def lanes_of(cols: int) -> int:
+    """How many threads share a row."""
+    if cols > _MAX_COLUMNS:
+        raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {_MAX_COLUMNS}")
+    return min(1 << (-(-max(cols, 1) // COLUMNS) - 1).bit_length(), MAX_LANES)
 
 
 def address(x: Tensor | None) -> int:

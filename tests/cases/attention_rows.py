@@ -80,6 +80,7 @@ ROWS: dict[str, tuple[Callable[[torch.Generator], Tensor], tuple[int, ...]]] = {
     "1x2x9x128": (lambda g: randn(g, 1, 2, 9, 128), (9, 64)),
     "7x2": (lambda g: randn(g, 7, 2), (7, 1)),
     "part": (lambda g: randn(g, 2, 2, 5, 40), (5, 11)),
+    "part in blocks": (lambda g: randn(g, 2, 5, 48), (5, 8)),
     "odd": (lambda g: randn(g, 3, 9, 123), (9, 61)),
     "no pair": (lambda g: randn(g, 3, 4, 7), (4, 0)),
     "of each batch": (lambda g: randn(g, 3, 2, 4, 20), (3, 1, 4, 10)),

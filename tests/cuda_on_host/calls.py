@@ -56,14 +56,20 @@ def forward(name: str, *args: Any) -> Tensor:
     return outs if others else outs[0]  # type: ignore[return-value]
 
 
-def backward(name: str, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any]) -> list[Tensor | None]:
+def backward(
+    name: str, grad: Tensor | Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any]
+) -> list[Tensor | None]:
+    """``grad``: of the output, or of several."""
     op = op_of(name)
+    if op.arguments[op.lead].kind == "grid":
+        args = op._prepare(args)
+    grads = [grad] if isinstance(grad, Tensor) else grad
     with GuardedOutputs() as outputs:
         gradients = [
             outputs.new(args[i].shape, args[i].dtype) if want else None
             for i, want in zip(op.tensors, wanted, strict=True)
         ]
-        getattr(cuda, f"{name}_backward")(grad, *args, *gradients)
+        getattr(cuda, f"{name}_backward")(*grads, *args, *gradients)
     return gradients
 
 
@@ -74,10 +80,12 @@ def both(case: Case, dtype: torch.dtype, grad: Tensor | None = None) -> list[Ten
     out = forward(case.op, *args)
     if f"{case.op}_backward" not in cuda.KERNELS:
         return [*in_tuple(out)]
-    if grad is None:
-        grad = torch.linspace(-1, 1, out.numel()).view(out.shape).to(dtype)
-    gradients = backward(case.op, grad, [isinstance(args[i], Tensor) for i in op.tensors], args)
-    return [out, *(g for g in gradients if g is not None)]
+    outs = in_tuple(out)
+    grads = [torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype) for out in outs]
+    if grad is not None:
+        grads[0] = grad
+    gradients = backward(case.op, grads, [isinstance(args[i], Tensor) for i in op.tensors], args)
+    return [*outs, *(g for g in gradients if g is not None)]
 
 
 def widened(case: Case, times: int) -> Case:

@@ -1,0 +1,149 @@
+"""The row-wise companions of attention on CUDA without a device. See test_cuda_on_host.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmkern import backends
+from mmkern.backends import cuda, cuda_attention_rows
+from mmkern.ops._define import OPS, in_tuple
+from tests import contract
+from tests.cases.attention_rows import CASES, randn
+from tests.cases.case import Case
+from tests.cuda_on_host import calls
+from tests.cuda_on_host.harness import HostLauncher, Order
+
+pytestmark = pytest.mark.usefixtures("on_host")
+# The other dtypes differ in loads and stores alone: in blocks of 16 bytes, and one by one.
+OF_16_BITS = ("1x2x9x128", "2x2x5x40", "heads inside", "part", "odd", "9x123-near")
+RUNS = [
+    *((case, torch.float32) for case in CASES),
+    *(
+        (case, dtype)
+        for case in CASES
+        for dtype in (torch.bfloat16, torch.float16)
+        if case.label.startswith(OF_16_BITS)
+    ),
+]
+
+
+def wide_rotary(width: int, pairs: int, interleaved: bool) -> Case:
+    """A row for several warps."""
+
+    def build(g: torch.Generator) -> list[Any]:
+        angle = randn(g, 9, pairs)
+        return [randn(g, 9, width), randn(g, width), angle.cos(), angle.sin(), 1e-6, True, interleaved]
+
+    return Case("rotary_embedding", f"{width} of {2 * pairs}{', interleaved' * interleaved}", build, wide=(1, 2, 3))
+
+
+def wide_merge(width: int) -> Case:
+    def build(g: torch.Generator) -> list[Any]:
+        return [randn(g, 3, width), randn(g, 3), randn(g, 3, width), randn(g, 3)]
+
+    return Case("merge_attention", str(width), build, wide=(1, 3))
+
+
+WIDE = [
+    wide_rotary(1280, 640, False),
+    wide_rotary(1280, 320, True),
+    wide_rotary(1111, 500, False),
+    wide_merge(1000),
+    wide_merge(4999),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), [*RUNS, *((case, torch.float32) for case in WIDE)], ids=str)
+def test_the_contract(case: Case, dtype: torch.dtype) -> None:
+    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
+    contract.check_backward(case, lambda grads, wanted, args: calls.backward(case.op, grads, wanted, args), dtype)
+
+
+def of_odd_sizes() -> list[Case]:
+    labels = ("heads inside-some empty", "9x123-near", "many rows-weight", "odd-weight-interleaved", "part-plain")
+    return [case for case in (*CASES, *WIDE[:1]) if case.label.startswith(labels)]
+
+
+@pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
+def test_the_order_of_threads_changes_nothing(
+    case: Case, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that walk on over the rows, too."""
+    for limit in ("_MAX_BLOCKS", "_MAX_BLOCKS_OF_SUMS"):
+        monkeypatch.setattr(cuda_attention_rows, limit, 2)
+    expected = calls.both(case, torch.float32)
+    for order, seed in ((Order.reverse, 0), (Order.random, 1)):
+        with launcher.order(order, seed):
+            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
+                assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    contract.check_backward(
+        case, lambda grads, wanted, args: calls.backward(case.op, grads, wanted, args), torch.float32
+    )
+
+
+@pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
+def test_outputs_lie_as_inputs_do(case: Case) -> None:
+    op = OPS[case.op]
+    args = op._prepare(case.arguments(torch.float32))
+    outs = op.empty_outputs(args)
+    getattr(cuda, case.op)(*args, *outs)
+    for mine, dense in zip(outs, in_tuple(calls.forward(case.op, *args)), strict=True):
+        assert torch.equal(mine, dense)
+    grads = contract.gradients_for(case, outs)
+    wanted = [isinstance(args[i], Tensor) for i in op.tensors]
+    lying = [op._empty_gradient(i, args[i], args[0]) if w else None for i, w in zip(op.tensors, wanted, strict=True)]
+    getattr(cuda, f"{case.op}_backward")(*grads, *args, *lying)
+    for one, other in zip(lying, calls.backward(case.op, grads, wanted, args), strict=True):
+        assert one is other is None or (one is not None and other is not None and torch.equal(one, other))
+
+
+@pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
+def test_a_gradient_alone_is_the_same(case: Case) -> None:
+    op = OPS[case.op]
+    args = case.arguments(torch.float32)
+    grads = contract.gradients_for(case, in_tuple(calls.forward(case.op, *args)))
+    there = [isinstance(args[i], Tensor) for i in op.tensors]
+    together = calls.backward(case.op, grads, there, args)
+    for slot in (slot for slot, tensor in enumerate(there) if tensor):
+        alone = calls.backward(case.op, grads, [i == slot for i in range(len(there))], args)[slot]
+        assert alone is not None
+        assert torch.equal(alone, together[slot])
+
+
+def test_unaligned_rows_give_the_same_bits() -> None:
+    case = next(case for case in CASES if case.label == "1x2x9x128-weight")
+    args = OPS[case.op]._prepare(case.arguments(torch.float32))
+    wide = torch.full((1, 2, 9, 131), math.nan)
+    wide[..., 1:129] = args[0]
+    for one, other in zip(
+        in_tuple(calls.forward(case.op, *args)),
+        in_tuple(calls.forward(case.op, wide[..., 1:129], *args[1:])),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_nan_stays_in_its_row() -> None:
+    for name, label in (("merge_attention", "9x123-near"), ("rotary_embedding", "1x2x9x128-weight")):
+        case = next(case for case in CASES if case.op == name and case.label == label)
+        args = case.arguments(torch.float32)
+        clean = in_tuple(calls.forward(name, *args))[0].clone()
+        rows = args[0].view(-1, args[0].shape[-1])
+        rows[4, 7] = math.nan
+        got = in_tuple(calls.forward(name, *args))[0].view(rows.shape)
+        others = torch.arange(len(rows)) != 4
+        assert got[4].isnan().any()
+        assert torch.equal(got[others], clean.view(rows.shape)[others])
+
+
+def test_heads_beyond_the_widest_are_refused() -> None:
+    op = OPS["rotary_embedding"]
+    assert cuda_attention_rows.limits(torch.empty(2, 8193)) == ["takes up to 8192 channels a head, got 8193"]
+    assert cuda_attention_rows.limits(torch.empty(2, 8192)) == []
+    on_device = next(backend for backend in backends.BACKENDS if backend.name == "cuda")
+    assert on_device.limits(op.name) is on_device.limits(f"{op.name}_backward") is cuda_attention_rows.limits
