@@ -85,13 +85,13 @@ class Signature {
     }
 
     static void check_strides(const Parameter& p, const View& view, int named) {
+      if (std::count(view.sizes, view.sizes + view.rank, 0)) return;
       int last = view.rank;
       if (named > 0 && p.axes != Parameter::Axes::flat) {
         --last;
         if (view.sizes[last] > 1 && view.strides[last] != 1) throw BadArgument{"has a last axis that is not dense"};
       }
       if (p.axes == Parameter::Axes::strided || p.axes == Parameter::Axes::broadcast) return;
-      if (std::count(view.sizes, view.sizes + view.rank, 0)) return;
       int64_t expected = -1;
       for (int i = last - 1; i >= 0; --i) {
         if (view.sizes[i] == 1) continue;

@@ -60,7 +60,7 @@ class Packed {
   // Rows of [T, H, D] as [1, H, L, D].
   static View rows(const View& of, KeyRange range) {
     View view;
-    if (!of) return view;
+    if (of.dtype == Dtype::none) return view;  // not wanted; of no rows, it is there without data
     view.data = static_cast<char*>(of.data) + range.first * of.strides[0] * bytes_of(of.dtype);
     view.dtype = of.dtype;
     view.rank = 4;
