@@ -143,7 +143,7 @@ def test_a_nan_stays_in_its_row() -> None:
 
 def test_heads_beyond_the_widest_are_refused() -> None:
     op = OPS["rotary_embedding"]
-    assert cuda_attention_rows.limits(torch.empty(2, 8193)) == ["takes up to 8192 channels a head, got 8193"]
-    assert cuda_attention_rows.limits(torch.empty(2, 8192)) == []
+    assert cuda_attention_rows.limits(torch.empty(2, 4097)) == ["takes up to 4096 channels a head, got 4097"]
+    assert cuda_attention_rows.limits(torch.empty(2, 4096)) == []
     on_device = next(backend for backend in backends.BACKENDS if backend.name == "cuda")
     assert on_device.limits(op.name) is on_device.limits(f"{op.name}_backward") is cuda_attention_rows.limits

@@ -20,7 +20,7 @@ SOME = (
     "attention<Float32, 64>",
     "merge_attention",
     "merge_parts_backward",
-    "rotary_backward",
+    "rotary_backward<true>",
 )
 
 

@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kMaxLanes, 1) merge_parts_backward(const Merge
 // ---- Rotary embeddings
 // -----------------------------------------------------------------------------------------------
 
-constexpr int kPairs = 8;  // of a row, in a lane's registers
+constexpr int kPairs = 8;          // of a row, in a lane's registers
+constexpr int kRotaryLanes = 256;  // at most, that share a row: with more, a lane's registers do not hold its pairs
 
 // Laid out alike in mmkern/backends/cuda_attention_rows.py.
 struct RotaryArgs {
@@ -147,13 +148,15 @@ struct RotaryArgs {
   float eps;
 };
 
-// The pairs of a lane: those that turn, then the channels that pass, as pairs with the angle 0.
+// The pairs of a lane: those that turn, then the channels that pass, as pairs with the angle 0. kVectors: its eight are
+// neighbours, read and written 16 bytes at a time.
+template <bool kVectors>
 struct LanePairs {
   const RotaryArgs& a;
   int lane;
   int cols;  // 0 for a row that is not there
 
-  MMKERN_FN int pair(int k) const { return a.sizes.vectors ? lane * kPairs + k : k * a.sizes.lanes + lane; }
+  MMKERN_FN int pair(int k) const { return kVectors ? lane * kPairs + k : k * a.sizes.lanes + lane; }
   // Whether its members lie half a rotation apart, and not side by side.
   MMKERN_FN bool apart(int p) const { return !a.interleaved && p < a.pairs; }
   MMKERN_FN int first(int p) const { return apart(p) ? p : 2 * p; }
@@ -182,7 +185,7 @@ struct LanePairs {
     const char* row = static_cast<const char*>(base) + row_offset * bytes_of(dtype);
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) x[k] = y[k] = 0;
-    if (!a.sizes.vectors) {
+    if constexpr (!kVectors) {
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
         const int p = pair(k);
@@ -208,7 +211,7 @@ struct LanePairs {
   MMKERN_FN void store(const float (&x)[kPairs], const float (&y)[kPairs], void* base, i64 row_offset,
                        Dtype dtype) const {
     char* row = static_cast<char*>(base) + row_offset * bytes_of(dtype);
-    if (!a.sizes.vectors) {
+    if constexpr (!kVectors) {
 #pragma unroll
       for (int k = 0; k < kPairs; ++k) {
         const int p = pair(k);
@@ -237,7 +240,7 @@ struct LanePairs {
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) c[k] = 1, s[k] = 0;
     if (cols == 0) return;
-    if (a.sizes.vectors) {
+    if (kVectors) {
       const int p = pair(0);
       if (p >= a.pairs) return;
       load_block(c, reinterpret_cast<const char*>(cos), p, kFloat32);
@@ -282,9 +285,10 @@ MMKERN_FN float normalize_pairs(const RotaryArgs& a, float (&x)[kPairs], float (
   return scale;
 }
 
-__global__ void __launch_bounds__(kMaxLanes, 1) rotary(const RotaryArgs a) {
+template <bool kVectors>
+__global__ void __launch_bounds__(kRotaryLanes, 1) rotary(const RotaryArgs a) {
   const GridSizes& n = a.sizes;
-  LanePairs lane{a, int(threadIdx.x) % n.lanes, 0};
+  LanePairs<kVectors> lane{a, int(threadIdx.x) % n.lanes, 0};
   for_each_row(n, [&](GridPlace at) {
     lane.cols = at.active ? n.cols : 0;
     float x[kPairs], y[kPairs], c[kPairs], s[kPairs];
@@ -302,9 +306,10 @@ __global__ void __launch_bounds__(kMaxLanes, 1) rotary(const RotaryArgs a) {
   });
 }
 
-__global__ void __launch_bounds__(kMaxLanes, 1) rotary_backward(const RotaryArgs a) {
+template <bool kVectors>
+__global__ void __launch_bounds__(kRotaryLanes, 1) rotary_backward(const RotaryArgs a) {
   const GridSizes& n = a.sizes;
-  LanePairs lane{a, int(threadIdx.x) % n.lanes, 0};
+  LanePairs<kVectors> lane{a, int(threadIdx.x) % n.lanes, 0};
   float x_sums[kPairs] = {}, y_sums[kPairs] = {};
   for_each_row(n, [&](GridPlace at) {
     lane.cols = at.active ? n.cols : 0;
@@ -364,4 +369,9 @@ __global__ void __launch_bounds__(kMaxLanes, 1) rotary_backward(const RotaryArgs
 }  // namespace mmkern
 
 #define MMKERN_ATTENTION_ROWS_KERNELS(KERNEL)                                                                          \
-  KERNEL(merge_parts) KERNEL(merge_parts_backward) KERNEL(rotary) KERNEL(rotary_backward)
+  KERNEL(merge_parts)                                                                                                  \
+  KERNEL(merge_parts_backward)                                                                                         \
+  KERNEL(rotary<false>)                                                                                                \
+  KERNEL(rotary<true>)                                                                                                 \
+  KERNEL(rotary_backward<false>)                                                                                       \
+  KERNEL(rotary_backward<true>)

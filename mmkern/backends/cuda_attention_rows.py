@@ -18,7 +18,7 @@ _THREADS = 128
 _MAX_BLOCKS = 4096  # which walk on from there
 _MAX_BLOCKS_OF_SUMS = 512  # each writes a part of the weight's gradient
 _PAIRS = 8  # in a thread's registers
-_MAX_WIDTH = 8192  # 512 threads
+_MAX_WIDTH = 4096  # 256 threads
 
 _GRID = "P3q"  # data, strides
 _SIZES = "q3i3i0q"  # rows; heads, length, cols; lanes, dtype, vectors
@@ -122,7 +122,8 @@ def _rotary(
             interleaved,
             eps,
         )
-        launch(kernel, (blocks, 1), threads, arguments, x.device)
+        name = f"{kernel}<{'true' if in_vectors else 'false'}>"
+        launch(name, (blocks, 1), threads, arguments, x.device)
 
     written((to,), run)
 
