@@ -1,4 +1,4 @@
-"""Why the attention family is worth having: cross_attention beside the plain formula and PyTorch's fused one."""
+"""Why the attention family is worth having: each op beside the plain formula, cross_attention beside PyTorch's too."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,29 @@ def arguments(task: str, shape: Shape, generator: torch.Generator) -> list[Any]:
     def heads(length: int | None) -> Tensor:
         return torch.randn(shape.batch or 1, shape.heads or 1, length or 1, shape.width, generator=generator)
 
+    if task == "cross_attention_varlen":
+        return packed(shape, generator)
     q, k, v = heads(shape.rows), heads(shape.others), heads(shape.others)
+    if task == "multi_source_attention":  # two of one length
+        return [q, k, v, heads(shape.others), heads(shape.others)]
     if not task.endswith("key mask"):
         return [q, k, v]
     keys = k.shape[2]
     lengths = torch.randint(-(-keys // 3), keys + 1, (len(k), 1), generator=generator)
     return [q, k, v, torch.arange(keys) < lengths]
+
+
+def packed(shape: Shape, generator: torch.Generator) -> list[Any]:
+    """Segments of ``rows`` queries; of keys a half less and a half more than ``others`` in turn."""
+    batch, heads, keys = shape.batch or 1, shape.heads or 1, shape.others or 1
+    half = keys // 2 if batch % 2 == 0 else 0
+    ends = [
+        torch.tensor([0, *lengths]).cumsum(0)
+        for lengths in ([shape.rows] * batch, [keys + half * (-1) ** b for b in range(batch)])
+    ]
+    lengths = batch * shape.rows, batch * keys, batch * keys
+    q, k, v = (torch.randn(n, heads, shape.width, generator=generator) for n in lengths)
+    return [q, k, v, *ends, shape.rows, keys + half]
 
 
 def sdpa(task: str, args: Any) -> Peer:
@@ -43,16 +60,20 @@ ATTENTION = Family(
     name="attention",
     arguments=arguments,
     rivals=rivals.FORMULAS,
-    flops=lambda op, backward: 10 if backward else 4,  # two products forward, five backward
+    # Two products forward, five backward, for each source.
+    flops=lambda op, backward: (10 if backward else 4) * (2 if op == "multi_source_attention" else 1),
     yardstick=lambda op: "sgemm",
     product=product,
-    few=lambda x: x[:1, :1] if x.dim() == 4 else x[:1],
+    few=lambda x: x[:1, :1] if x.dim() == 4 else x[:1] if x.dtype == torch.bool else x,
     peer_name="sdpa",
     peer=sdpa,
     ours={
         "cross_attention, key mask": lambda q, k, v, mask: ops.cross_attention(q, k, v, key_mask=mask),
         "cross_attention, window": lambda q, k, v: ops.cross_attention(
             q, k, v, window_size=(rivals.BAND, rivals.BAND), window_alignment="resample"
+        ),
+        "multi_source_attention": lambda q, *parts: ops.multi_source_attention(
+            q, [ops.Source(*parts[:2]), ops.Source(*parts[2:])]
         ),
     },
 )
@@ -67,6 +88,7 @@ CASES = [
     *(case(shape, mode="forward+backward") for shape in ("clip_text", "audio_window", "vit_336")),
     case("clip_text", variant="key mask"),
     case("lip_motion", variant="window"),
+    *(Case(ATTENTION, op, SHAPES["clip_text"]) for op in ("multi_source_attention", "cross_attention_varlen")),
     *(case(shape, threads=2) for shape in ("clip_text", "vit_336")),
     *(case(shape, threads=2, level="full") for shape in ("latents_64", "latents_128", "audio_window", "square")),
     *(case(shape, threads=2, level="full") for shape in ("speech", "decode")),

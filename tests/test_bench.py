@@ -64,7 +64,7 @@ def run_of(revision: str, *cases: Measurement, time: str = "2030-01-02T03:04:05Z
 
 
 def test_every_op_has_a_case_and_both_levels_are_filled(suite: dict[str, Case]) -> None:
-    assert {case.op for case in suite.values()} == set(ops.__all__) - {"Source", "multi_source_attention"}  # made of others
+    assert {case.op for case in suite.values()} == set(ops.__all__)
     assert 0 < len(select(suite, "default")) < len(select(suite, "full")) == len(suite)
 
 

@@ -133,6 +133,31 @@ def test_two_sources(mode: Any, is_rotated: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("is_shared", [True, False], ids=["one rotary", "two of one kind"])
+def test_queries_and_keys_turn_alike(is_shared: bool) -> None:
+    """Scores know distances alone: all places moved by one number change nothing, those of the keys alone do."""
+    torch.manual_seed(0)
+    module = CrossAttention(E, HEADS, qk_norm=True, dtype=torch.float64)
+    nn.init.normal_(module.q_norm.weight)
+    nn.init.normal_(module.k_norm.weight)
+
+    def rotary(first: int) -> Rotary:
+        angles = torch.arange(first, first + 5, dtype=torch.float64)[:, None] / torch.tensor([1.0, 7.0, 50.0])
+        return angles.cos(), angles.sin()
+
+    def run(first: int, key_first: int) -> Tensor:
+        given = rotary(first)
+        return module(QUERY, rotary=given, key_rotary=given if is_shared else rotary(key_first))
+
+    torch.testing.assert_close(run(0, 0), run(9, 9), rtol=1e-11, atol=1e-11)
+    unturned = module(QUERY)
+    assert (run(0, 0) - unturned).abs().max() > 1e-3
+    wanted = module(QUERY, rotary=rotary(0), key_rotary=rotary(0))
+    torch.testing.assert_close(run(0, 0), wanted, rtol=1e-11, atol=1e-11)
+    if not is_shared:
+        assert (run(0, 0) - run(0, 9)).abs().max() > 1e-3
+
+
 def test_compiles_whole() -> None:
     module = CrossAttention(E, HEADS, source_dims=[E, E]).eval()
     query, text, image = (x.float() for x in (QUERY, TEXT, TEXT + 1))

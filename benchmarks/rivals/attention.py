@@ -31,10 +31,24 @@ def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _attend(q, k, v, near_diagonal(q, k))
 
 
+def two_sources(q: Tensor, k: Tensor, v: Tensor, more_k: Tensor, more_v: Tensor) -> Tensor:
+    return _attend(q, k, v) + _attend(q, more_k, more_v)
+
+
+def segment_by_segment(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int
+) -> Tensor:
+    lengths = [(ends[1:] - ends[:-1]).tolist() for ends in (cu_seqlens_q, cu_seqlens_k)]
+    split = [x.transpose(0, 1).split(n, 1) for x, n in ((q, lengths[0]), (k, lengths[1]), (v, lengths[1]))]
+    return torch.cat([_attend(*parts) for parts in zip(*split, strict=True)], 1).transpose(0, 1)
+
+
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "cross_attention": _attend,
     "cross_attention, key mask": key_mask,
     "cross_attention, window": window,
+    "multi_source_attention": two_sources,
+    "cross_attention_varlen": segment_by_segment,
 }
 SDPA: dict[str, Callable[..., Tensor]] = {
     "cross_attention": scaled_dot_product_attention,

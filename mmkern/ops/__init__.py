@@ -27,10 +27,10 @@ from .hyperbolic import (
     poincare_pairwise_distance,
     poincare_to_lorentz,
 )
-from .multi_source import Source, multi_source_attention
+from .multi_source import Source as Source  # what an op takes, and none itself
+from .multi_source import multi_source_attention
 
 __all__ = [
-    "Source",
     "cross_attention",
     "cross_attention_varlen",
     "lorentz_centroid",

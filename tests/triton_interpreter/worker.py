@@ -56,7 +56,7 @@ def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
 
 
 def outputs_of(op: Op, args: Sequence[Any]) -> list[Tensor]:
-    outs = [Output(out.shape, out.dtype) for out in op.empty_outputs(args)]
+    outs = [Output(out) for out in op.empty_outputs(args)]
     getattr(_KERNELS[op.family], op.name)(*args, *(out.tensor for out in outs))
     for slot, out in enumerate(outs):
         out.check(f"{op.name}, output {slot}")
@@ -75,8 +75,7 @@ def gradients(
         wanted = [isinstance(t, Tensor) for t in tensors]
     found = []
     for i, tensor, want in zip(op.tensors, tensors, wanted, strict=True):
-        wide = torch.float32 if want and i in op.wide_gradients else None
-        found.append(Output(tensor.shape, wide or tensor.dtype) if want else None)
+        found.append(Output(op._empty_gradient(i, tensor, args[op.lead])) if want else None)
     saved = outs if op.backward_reads_outputs else ()
     kernel = getattr(_KERNELS[op.family], f"{op.name}_backward")
     kernel(*grads, *args, *saved, *(output and output.tensor for output in found))
@@ -390,12 +389,12 @@ def harness() -> None:
     """The interpreter's repairs work, and mistakes in kernels are seen."""
     x = guarded(torch.randn(100, generator=torch.Generator().manual_seed(0)))
     for dtype in (torch.bfloat16, torch.float16):
-        given, out = x.to(dtype), Output(torch.Size([100]), dtype)
+        given, out = x.to(dtype), Output(torch.empty(100, dtype=dtype))
         faulty_kernels.double[(1,)](given, out.tensor, 100, BLOCK=128)
         assert torch.equal(out.tensor, 2 * given)
         faulty_kernels.double[(1,)](x / 3, out.tensor, 100, BLOCK=128)
         assert torch.equal(out.tensor, (2 * (x / 3)).to(dtype)), f"float32 to {dtype} is not to nearest even"
-    out = Output(torch.Size([100]), torch.float32)
+    out = Output(torch.empty(100, dtype=torch.float32))
     faulty_kernels.reads_beyond[(1,)](x, out.tensor, 100, BLOCK=128)
     assert out.tensor.isnan().all(), "a read out of bounds went unseen"
     faulty_kernels.writes_beyond[(1,)](x, out.tensor, 100, BLOCK=128)
