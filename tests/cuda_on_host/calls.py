@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mmkern.backends import cuda
-from mmkern.ops._checks import accumulation_dtype
 from mmkern.ops._define import in_tuple
 from tests.cases.case import Case
 from tests.contract import op_of
@@ -35,12 +34,11 @@ class GuardedOutputs:
                 assert (buffer[:_GUARD] == _SENTINEL).all(), "written before the beginning of an output"
                 assert (buffer[-_GUARD:] == _SENTINEL).all(), "written past the end of an output"
 
-    def new(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        size = math.prod(shape)
-        buffer = torch.full((size + 2 * _GUARD,), _SENTINEL, dtype=dtype)
-        buffer[_GUARD : _GUARD + size] = math.nan
+    def new(self, like: Tensor) -> Tensor:
+        """Room that lies in memory as ``like`` does."""
+        buffer = torch.full((like.numel() + 2 * _GUARD,), _SENTINEL, dtype=like.dtype)
         self._buffers.append(buffer)
-        return buffer[_GUARD : _GUARD + size].view(tuple(shape))
+        return torch.as_strided(buffer, like.shape, like.stride(), _GUARD).fill_(math.nan)
 
 
 def forward(name: str, *args: Any) -> Tensor:
@@ -48,12 +46,10 @@ def forward(name: str, *args: Any) -> Tensor:
     op = op_of(name)
     if op.arguments[op.lead].kind == "grid":  # its kernels take arguments as the dispatcher arranges them
         args = op._prepare(args)
-    dtype = args[op.lead].dtype
     with GuardedOutputs() as outputs:
-        first, *others = (shape(args) for shape in op.outputs)
-        outs = outputs.new(first, dtype), *(outputs.new(shape, accumulation_dtype(dtype)) for shape in others)
+        outs = tuple(map(outputs.new, op.empty_outputs(args)))
         getattr(cuda, name)(*args, *outs)
-    return outs if others else outs[0]  # type: ignore[return-value]
+    return outs if len(outs) > 1 else outs[0]  # type: ignore[return-value]
 
 
 def backward(
@@ -66,7 +62,7 @@ def backward(
     grads = [grad] if isinstance(grad, Tensor) else grad
     with GuardedOutputs() as outputs:
         gradients = [
-            outputs.new(args[i].shape, args[i].dtype) if want else None
+            outputs.new(op._empty_gradient(i, args[i], args[op.lead])) if want else None
             for i, want in zip(op.tensors, wanted, strict=True)
         ]
         getattr(cuda, f"{name}_backward")(*grads, *args, *gradients)
