@@ -1,7 +1,7 @@
 // What a score s = x.y becomes in each geometry, and its derivatives. V is a vector over columns.
 //
 // c is the curvature's magnitude. A row's facts are |x|^2 and its factor: sqrt(c) x_t - 1 (Lorentz; without the 1,
-// small points keep their digits) or the gap 1 - c|x|^2 to the rim (Poincare).
+// small points keep their digits) or the inverse of the gap 1 - c|x|^2 to the rim (Poincare).
 #pragma once
 
 #include "../hyperbolic.h"
@@ -43,10 +43,10 @@ MMKERN_FN Vec<T> lorentz_lift(Vec<T> xx, Vec<T> c) {
   return c * xx / (Vec<T>(T(1)) + lorentz_time(xx, c));
 }
 
-// acosh(1 + t), with the digits of a small t
+// acosh(1 + t) for t >= 0, with the digits of a small t; NaN stays
 template <class V>
 MMKERN_FN V acosh1p(V t) {
-  return log1p(t + sqrt(t * (t + V(2))));
+  return log1p_above(t + sqrt(t * (t + V(2))));
 }
 
 // sqrt(c) x_t * sqrt(c) y_t - 1
@@ -127,23 +127,23 @@ struct PoincareDistance {
 
   explicit PoincareDistance(T curvature) : c(curvature), inverse_root(V(T(1)) / sqrt(c)) {}
 
-  V factor(V xx) const { return ball_gap(c * xx); }
+  V factor(V xx) const { return V(T(1)) / ball_gap(c * xx); }
   Mask<T, 1> is_near(V s, Facts<V> x, Facts<V> y) const {
     const V terms = x.square + y.square;
     return terms - (s + s) <= V(T(kNearShare)) * terms;
   }
   V value(V s, Facts<V> x, Facts<V> y) const {
-    return acosh1p((c + c) * gap(s, x, y) / (x.factor * y.factor)) * inverse_root;
+    return acosh1p((c + c) * x.factor * y.factor * gap(s, x, y)) * inverse_root;
   }
   V near_value(const DifferenceSums<V>& p) const { return distance_of(poincare_half_sinh_squared(p, c), c); }
 
   // q = c|x - y|^2 / (gap_x gap_y), value = 2/sqrt(c) asinh(sqrt(q)) = acosh(1 + 2q)/sqrt(c)
   PairGradient<V> gradient(V s, V g, Facts<V> x, Facts<V> y) const {
-    const V one(T(1)), c2 = c + c, weight = c / (x.factor * y.factor), q = weight * gap(s, x, y);
+    const V one(T(1)), c2 = c + c, weight = c * x.factor * y.factor, q = weight * gap(s, x, y);
     const V by_q = g * inverse_root / sqrt(q * (one + q)), q_by_q = by_q * q;
     const V kappa = (by_q + by_q) * weight;
-    const V by_c = q_by_q * (one / c + x.square / x.factor + y.square / y.factor) - g * value(s, x, y) / c2;
-    return {kappa, kappa + q_by_q * c2 / x.factor, kappa + q_by_q * c2 / y.factor, by_c};
+    const V by_c = q_by_q * (one / c + x.square * x.factor + y.square * y.factor) - g * value(s, x, y) / c2;
+    return {kappa, kappa + q_by_q * c2 * x.factor, kappa + q_by_q * c2 * y.factor, by_c};
   }
   PairGradient<V> near_gradient(const DifferenceSums<V>& p, V g) const {
     return gradient_by_differences(

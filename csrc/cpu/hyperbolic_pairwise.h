@@ -61,7 +61,7 @@ struct InputRows {
   }
 };
 
-// |row|^2 and the geometry's factor (time part or gap to the rim) of every row.
+// |row|^2 and the geometry's factor (see hyperbolic_geometry.h) of every row.
 template <class T>
 struct RowFacts {
   Scratch<T> squares, factors;

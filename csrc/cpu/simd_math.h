@@ -217,6 +217,12 @@ MMKERN_FN Vec<float, R> log1p(Vec<float, R> x) {
   return select(x > V(-1.0f), select(x == V(kInf), x, log1p_inside(x)), outside);
 }
 
+// log1p for x >= 0; NaN stays
+template <int R>
+MMKERN_FN Vec<float, R> log1p_above(Vec<float, R> x) {
+  return select(x == Vec<float, R>(kInf), x, log1p_inside(x));
+}
+
 // x + x^3 p(x^2)
 template <int R, class... C>
 MMKERN_FN Vec<float, R> odd_polynomial(Vec<float, R> x, C... c) {
@@ -338,6 +344,7 @@ template <int R> MMKERN_FN Vec<double, R> exp_flushed(Vec<double, R> x) { return
 template <int R> MMKERN_FN Vec<double, R> expm1(Vec<double, R> x) { return each_lane(x, ::expm1); }
 template <int R> MMKERN_FN Vec<double, R> log(Vec<double, R> x) { return each_lane(x, ::log); }
 template <int R> MMKERN_FN Vec<double, R> log1p(Vec<double, R> x) { return each_lane(x, ::log1p); }
+template <int R> MMKERN_FN Vec<double, R> log1p_above(Vec<double, R> x) { return log1p(x); }
 template <int R> MMKERN_FN Vec<double, R> sinh(Vec<double, R> x) { return each_lane(x, ::sinh); }
 template <int R> MMKERN_FN Vec<double, R> cosh(Vec<double, R> x) { return each_lane(x, ::cosh); }
 template <int R> MMKERN_FN Vec<double, R> tanh(Vec<double, R> x) { return each_lane(x, ::tanh); }
