@@ -54,20 +54,20 @@ wheel: $(VENV)/.test
 
 $(VENV)/.torch: requirements-test.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile "$$(grep '^torch==' requirements-test.txt)"
-	$(BIN)/pip install --quiet --no-compile $$(grep -E '^(numpy|setuptools|pybind11|ninja)==' requirements-test.txt)
+	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements-test.txt)"
+	$(BIN)/pip install --quiet $$(grep -E '^(numpy|setuptools|pybind11|ninja)==' requirements-test.txt)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(NATIVE)
-	$(BIN)/pip install --quiet --no-compile --no-build-isolation --no-deps --editable .
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.built
-	$(BIN)/pip install --quiet --no-compile $$(grep -E '^(scikit-learn|matplotlib|rich)==' requirements-test.txt)
+	$(BIN)/pip install --quiet $$(grep -E '^(scikit-learn|matplotlib|rich)==' requirements-test.txt)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.built requirements-test.txt
-	$(BIN)/pip install --quiet --no-compile -r requirements-test.txt
+	$(BIN)/pip install --quiet -r requirements-test.txt
 	touch $@
 
 clean:

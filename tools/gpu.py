@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
+SUITES = ("tests/test_hyperbolic.py", "tests/test_attention.py", "tests/test_attention_rows.py")
+SANITIZED = "float32 and (9x123 or many or bias)"
 SHAPES = ((16384, 512), (2048, 512), (256, 128))
 TIMED = (
     "lorentz_exp_map0",
@@ -60,16 +62,15 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 def _pytest(*options: str) -> dict[str, Any]:
-    suite = ["tests/test_hyperbolic.py", "-k", "forward or backward"]
-    return _run([sys.executable, "-m", "pytest", "-q", *suite, *options])
+    return _run([sys.executable, "-m", "pytest", "-q", *SUITES, "-k", "test_forward or test_backward", *options])
 
 
 def _sanitize() -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if not tool:
         return {"passed": False, "tail": ["compute-sanitizer was not found"]}
-    test = [sys.executable, "-m", "pytest", "-q", "tests/test_hyperbolic.py", "--device", "cuda", "--backend", "cuda"]
-    return _run([tool, "--error-exitcode", "1", *test, "-k", "9x123 and float32"])
+    test = [sys.executable, "-m", "pytest", "-q", *SUITES, "--device", "cuda", "--backend", "cuda"]
+    return _run([tool, "--error-exitcode", "1", *test, "-k", f"(test_forward or test_backward) and {SANITIZED}"])
 
 
 def _timings(backend: str) -> list[dict[str, Any]]:
