@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONSAFEPATH = 1
+# Kernels for the device that is here, or for one architecture; a wheel has those for each.
+DEVICE = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
+CUDA_ARCHITECTURES = $(or $(MMKERN_CUDA_ARCHITECTURES),$(patsubst 90,90a,$(or $(DEVICE),90)))
 NATIVE := setup.py pyproject.toml $(shell find csrc bindings -type f)
 
 .PHONY: demo test test-fast test-matrix lint format bench bench-check gpu-report gpu sanitize docs-memory wheel clean
@@ -59,7 +62,8 @@ $(VENV)/.torch: requirements-test.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(NATIVE)
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	MMKERN_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" \
+		$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.built
