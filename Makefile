@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONSAFEPATH = 1
+# What is imported is compiled then, once; of torch and transformers that is a small part.
+unexport PYTHONDONTWRITEBYTECODE
 # Kernels for the device that is here, or for one architecture; a wheel has those for each.
 DEVICE = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
 CUDA_ARCHITECTURES = $(or $(MMKERN_CUDA_ARCHITECTURES),$(patsubst 90,90a,$(or $(DEVICE),90)))
@@ -57,21 +59,21 @@ wheel: $(VENV)/.test
 
 $(VENV)/.torch: requirements-test.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements-test.txt)"
-	$(BIN)/pip install --quiet $$(grep -E '^(numpy|setuptools|pybind11|ninja)==' requirements-test.txt)
+	$(BIN)/pip install --quiet --no-compile "$$(grep '^torch==' requirements-test.txt)"
+	$(BIN)/pip install --quiet --no-compile $$(grep -E '^(numpy|setuptools|pybind11|ninja)==' requirements-test.txt)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(NATIVE)
 	MMKERN_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" \
-		$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+		$(BIN)/pip install --quiet --no-compile --no-build-isolation --no-deps --editable .
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.built
-	$(BIN)/pip install --quiet $$(grep -E '^(scikit-learn|matplotlib|rich)==' requirements-test.txt)
+	$(BIN)/pip install --quiet --no-compile $$(grep -E '^(scikit-learn|matplotlib|rich)==' requirements-test.txt)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.built requirements-test.txt
-	$(BIN)/pip install --quiet -r requirements-test.txt
+	$(BIN)/pip install --quiet --no-compile -r requirements-test.txt
 	touch $@
 
 clean:
