@@ -24,7 +24,7 @@ ISA_LEVELS = (
     {"v2": "-march=x86-64-v2", "avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"} if X86 else {"baseline": ""}
 )
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -fno-math-errno -ffp-contract=off -Wall -Wextra"
-CUDA_ARCHITECTURES = ("80", "90a", "100")
+CUDA_ARCHITECTURES = "80;90a;100+PTX"  # as in TORCH_CUDA_ARCH_LIST: +PTX serves newer devices
 
 
 class Ninja:
@@ -134,10 +134,8 @@ def _cuda(ninja: Ninja, target: Path) -> str:
     nvcc = os.environ.get("NVCC") or shutil.which("nvcc")
     if not nvcc:
         raise MissingToolError("nvcc was not found; with CuPy installed the same kernels are compiled at run time")
-    architectures = os.environ.get("MMKERN_CUDA_ARCHITECTURES", ";".join(CUDA_ARCHITECTURES)).split(";")
-    codes = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
-    newest = architectures[-1].rstrip("a")
-    codes += f" -gencode arch=compute_{newest},code=compute_{newest}"
+    architectures = os.environ.get("MMKERN_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split(";")
+    codes = " ".join(_gencode(architecture) for architecture in architectures)
     ninja.rule(
         "nvcc",
         f"{nvcc} -std=c++17 -O3 --expt-relaxed-constexpr {codes} -Xcompiler -fPIC,-fvisibility=hidden "
@@ -149,7 +147,13 @@ def _cuda(ninja: Ninja, target: Path) -> str:
     objects.append(ninja.compile("nvcc", ROOT / "bindings" / "cuda.cpp", "binding", _include_flags()))
     ninja.link("link", target, objects)
     ninja.run()
-    return f"{nvcc}, sm_{', sm_'.join(architectures)} and PTX"
+    return f"{nvcc}, sm_{', sm_'.join(architectures)}"
+
+
+def _gencode(architecture: str) -> str:
+    number, _, also = architecture.partition("+")
+    code = f"-gencode arch=compute_{number},code=sm_{number}"
+    return f"{code} -gencode arch=compute_{number},code=compute_{number}" if also == "PTX" else code
 
 
 extensions = [Extension("mmkern._C", sources=[])]

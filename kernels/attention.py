@@ -7,18 +7,21 @@ keys, dk and dv along the queries of all heads that share them, the gradients of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from mmkern.kernels.attention_call import (
+    BIAS_BLOCKS,
+    FORWARD_BLOCKS,
+    KEY_BLOCKS,
+    KEY_BLOCKS_BESIDE_BIAS,
+    NUMBERS,
+    QUERY_BLOCKS,
+    Call,
+)
 from mmkern.kernels.attention_tiles import (
-    INDEX,
-    NO_BAND,
-    RESAMPLE,
-    Problem,
-    Strided,
     gradient_of_scores,
     head_at,
     kept,
@@ -30,17 +33,12 @@ from mmkern.kernels.attention_tiles import (
     tile_and_head,
     weights_of_tile,
 )
-from mmkern.kernels.philox import least_step
 from mmkern.kernels.rows import unit_stride
 from mmkern.kernels.scalar_math import div, log1p
 from torch import Tensor
 
-from mmkern.reference import attention as reference
 
-_NUMBERS = ("heads", "share", "queries", "keys", "left", "right", "shift", "threshold")
-
-
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=NUMBERS)
 def forward_kernel(
     problem,
     out,  # [B, H, L, VALUE_WIDTH]
@@ -51,7 +49,7 @@ def forward_kernel(
     keys,
     left,
     right,
-    shift,
+    bottom_right,
     threshold,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -63,9 +61,9 @@ def forward_kernel(
 ):
     """One program takes QUERIES queries of a head and walks along the keys, as FlashAttention does."""
     tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
-    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * QUERIES
-    q = load_rows(problem.q, head.b, head.h, first, queries, QUERIES, WIDTH, BLOCK)
+    q = load_rows(problem.q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
     total = tl.zeros([QUERIES, VALUE_BLOCK], tl.float32)
     norm = tl.zeros([QUERIES], tl.float32)
     top = tl.full([QUERIES], -float("inf"), tl.float32)
@@ -73,7 +71,7 @@ def forward_kernel(
     begin, end = keys_seen(first, head, BAND, QUERIES, KEYS)
     for start in range(begin, end, KEYS):
         start = tl.to_tensor(start)
-        k = load_rows(problem.k, head.b, head.shared, start, keys, KEYS, WIDTH, BLOCK)
+        k = load_rows(problem.k, head.k_batch, head.shared, start, head.keys, KEYS, WIDTH, BLOCK)
         product = tl.dot(q, tl.trans(k), input_precision="ieee")
         score = scores(product, (first, i[:, None]), (start, j[None, :]), problem, head, BAND)[0]
         new_top = tl.maximum(top, tl.max(score, 1))
@@ -84,14 +82,14 @@ def forward_kernel(
         norm = norm * fade + tl.sum(weight, 1)
         if problem.seed is not None:
             weight = tl.where(kept(first, start, problem, head, QUERIES, KEYS), weight, 0.0)
-        v = load_rows(problem.v, head.b, head.shared, start, keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
+        v = load_rows(problem.v, head.k_batch, head.shared, start, head.keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
         total = tl.dot(weight.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
 
     inverse = problem.keep_scale / tl.where(norm == 0, 1.0, norm)
-    store_rows(out, head.b, head.h, first, queries, total * inverse[:, None], VALUE_WIDTH)
+    store_rows(out, head.q_batch, head.h, first, head.queries, total * inverse[:, None], VALUE_WIDTH)
     # The norm has a term 1, the top's own: log1p of the others keeps their digits.
     log_norm = tl.where(norm == 0, -float("inf"), top + log1p(norm - 1))
-    tl.store(lse + head.number * queries + first + i, log_norm, i < queries - first)
+    tl.store(lse + head.row + first + i, log_norm, i < head.queries - first)
 
 
 @triton.jit
@@ -101,10 +99,10 @@ def _load_queries(
     QUERIES: tl.constexpr,
 ):  # fmt: skip
     """Tiles of q and dO, lse and delta. Beyond the last query lse is +∞: its weights are 0 whatever its scores."""
-    q = load_rows(problem.q, head.b, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
-    g = load_rows(grad, head.b, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK)
+    q = load_rows(problem.q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
+    g = load_rows(grad, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK)
     i = tl.arange(0, QUERIES)
-    row, mask = head.number * head.queries + first + i, i < head.queries - first
+    row, mask = head.row + first + i, i < head.queries - first
     row_delta = tl.zeros([QUERIES], tl.float32)
     if delta is not None:
         row_delta = tl.load(delta + row, mask, 0.0)
@@ -116,8 +114,8 @@ def _load_keys(
     problem, first, head,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    k = load_rows(problem.k, head.b, head.shared, first, head.keys, KEYS, WIDTH, BLOCK)
-    return k, load_rows(problem.v, head.b, head.shared, first, head.keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
+    k = load_rows(problem.k, head.k_batch, head.shared, first, head.keys, KEYS, WIDTH, BLOCK)
+    return k, load_rows(problem.v, head.k_batch, head.shared, first, head.keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
 
 
 @triton.jit
@@ -132,7 +130,7 @@ def _of_scores(
     return gradient_of_scores(weight, keep, of_weights, delta[:, None], problem), slope, weight
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=NUMBERS)
 def delta_kernel(
     problem,
     grad,
@@ -145,7 +143,7 @@ def delta_kernel(
     keys,
     left,
     right,
-    shift,
+    bottom_right,
     threshold,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -157,16 +155,16 @@ def delta_kernel(
 ):
     """``dO·O - dlse`` of each query: what its softmax takes off the gradient of every weight."""
     tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
-    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * QUERIES
-    g = load_rows(grad, head.b, head.h, first, queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK).to(tl.float32)
-    o = load_rows(out, head.b, head.h, first, queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK).to(tl.float32)
-    of_lse = tl.sum(load_rows(grad_lse, head.b, head.h, first, queries, QUERIES, 1, 1), 1)
+    g = load_rows(grad, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK).to(tl.float32)
+    o = load_rows(out, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK).to(tl.float32)
+    of_lse = tl.sum(load_rows(grad_lse, head.q_batch, head.h, first, head.queries, QUERIES, 1, 1), 1)
     i = tl.arange(0, QUERIES)
-    tl.store(delta + head.number * queries + first + i, tl.sum(g * o, 1) - of_lse, i < queries - first)
+    tl.store(delta + head.row + first + i, tl.sum(g * o, 1) - of_lse, i < head.queries - first)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=NUMBERS)
 def delta_of_weights_kernel(
     problem,
     grad,
@@ -179,7 +177,7 @@ def delta_of_weights_kernel(
     keys,
     left,
     right,
-    shift,
+    bottom_right,
     threshold,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -195,7 +193,7 @@ def delta_of_weights_kernel(
     only where delta was added up of just these gradients. Beside 16-bit weights that difference is nothing.
     """
     tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
-    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * QUERIES
     q, g, row_lse, zero = _load_queries(
         problem, grad, lse, None, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
@@ -208,13 +206,13 @@ def delta_of_weights_kernel(
         of_score, _, weight = _of_scores(q, g, k, v, row_lse, zero, first, start, problem, head, BAND, QUERIES, KEYS)
         total += tl.sum(of_score, 1)
         norm += tl.sum(weight, 1)
-    of_lse = tl.sum(load_rows(grad_lse, head.b, head.h, first, queries, QUERIES, 1, 1), 1)
+    of_lse = tl.sum(load_rows(grad_lse, head.q_batch, head.h, first, head.queries, QUERIES, 1, 1), 1)
     total = div(total, tl.where(norm == 0, 1.0, norm)) - of_lse  # the norm is 1 but for the rounding of lse
     i = tl.arange(0, QUERIES)
-    tl.store(delta + head.number * queries + first + i, total, i < queries - first)
+    tl.store(delta + head.row + first + i, total, i < head.queries - first)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=NUMBERS)
 def queries_kernel(
     problem,
     grad,
@@ -227,7 +225,7 @@ def queries_kernel(
     keys,
     left,
     right,
-    shift,
+    bottom_right,
     threshold,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -239,7 +237,7 @@ def queries_kernel(
 ):
     """dq: one program takes QUERIES queries of a head and walks along the keys."""
     tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
-    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * QUERIES
     q, g, row_lse, row_delta = _load_queries(
         problem, grad, lse, delta, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
@@ -253,10 +251,10 @@ def queries_kernel(
             q, g, k, v, row_lse, row_delta, first, start, problem, head, BAND, QUERIES, KEYS
         )
         total = tl.dot((of_score * slope).to(k.dtype), k, total, input_precision="ieee")
-    store_rows(dq, head.b, head.h, first, queries, total * problem.scale, WIDTH)
+    store_rows(dq, head.q_batch, head.h, first, head.queries, total * problem.scale, WIDTH)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=NUMBERS)
 def keys_kernel(
     problem,
     grad,
@@ -270,7 +268,7 @@ def keys_kernel(
     keys,
     left,
     right,
-    shift,
+    bottom_right,
     threshold,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -286,14 +284,14 @@ def keys_kernel(
     """
     tile, shared = tile_and_head(tl.cdiv(keys, KEYS))
     number = shared * share  # the first of its heads of q: they follow one another
-    head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+    head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * KEYS
     k, v = _load_keys(problem, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
     k_total = tl.zeros([KEYS, BLOCK], tl.float32)
     v_total = tl.zeros([KEYS, VALUE_BLOCK], tl.float32)
     begin, end = queries_seeing(first, head, BAND, KEYS)
     for number in range(shared * share, shared * share + share):
-        head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+        head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
         for start in range(begin, end, QUERIES):
             start = tl.to_tensor(start)
             q, g, row_lse, row_delta = _load_queries(
@@ -310,12 +308,12 @@ def keys_kernel(
                 of_score = gradient_of_scores(weight, keep, of_weights, row_delta[None, :], problem)
                 k_total = tl.dot((of_score * slope).to(q.dtype), q, k_total, input_precision="ieee")
     if dv is not None:
-        store_rows(dv, head.b, head.shared, first, keys, v_total * problem.keep_scale, VALUE_WIDTH)
+        store_rows(dv, head.k_batch, head.shared, first, head.keys, v_total * problem.keep_scale, VALUE_WIDTH)
     if dk is not None:
-        store_rows(dk, head.b, head.shared, first, keys, k_total * problem.scale, WIDTH)
+        store_rows(dk, head.k_batch, head.shared, first, head.keys, k_total * problem.scale, WIDTH)
 
 
-@triton.jit(do_not_specialize=(*_NUMBERS, "batch"))
+@triton.jit(do_not_specialize=(*NUMBERS, "batch"))
 def bias_kernel(
     problem,
     grad,
@@ -329,7 +327,7 @@ def bias_kernel(
     keys,
     left,
     right,
-    shift,
+    bottom_right,
     threshold,
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
@@ -355,7 +353,7 @@ def bias_kernel(
 
     total = tl.zeros([QUERIES, KEYS], tl.float32)
     for number in range(number_begin, number_end, step):
-        head = head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold)
+        head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
         for query in range(row_begin, row_end, QUERIES):
             query = tl.to_tensor(query)
             q, g, row_lse, row_delta = _load_queries(
@@ -380,152 +378,74 @@ def bias_kernel(
         tl.store(at, total, (i < queries)[:, None] & (j < keys)[None, :])
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Sides of a tile, warps, and how many tiles are loaded ahead."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int = 1
-
-
-# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. No
-# target of tools/gpu_report.py spills a register of these tiles, with masks and biases too.
-_FORWARD = {
-    2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
-    4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
-}
-_QUERIES = {
-    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
-    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
-}
-_KEYS = {
-    2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
-    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
-}
-_KEYS_BESIDE_BIAS = {**_KEYS, 2: {**_KEYS[2], 128: Blocks(16, 64, 8)}}
-_BIAS = {
-    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 8), 256: Blocks(32, 16, 8)},
-    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
-}
-_FEW_QUERIES = 16
-# All that a thread can have: left to itself ptxas spills a few to halve the registers. AMD's compiler knows no such option.
-_OPTIONS = {} if torch.version.hip else {"maxnreg": 255}
-
-
-def _side(size: int) -> int:
-    return max(int(triton.next_power_of_2(size)), 16)
-
-
-class _Call:
-    """The arguments of an op as its kernels take them."""
-
-    def __init__(self, a: reference.Arguments) -> None:
-        q, k, v = unit_stride(a.q), unit_stride(a.k), unit_stride(a.v)
-        self.batch, self.heads, self.queries, width = q.shape
-        self.groups, self.keys = k.shape[1:3]
-        drops = a.seed is not None and a.dropout_p > 0
-        self.problem = Problem(
-            Strided.of(q),
-            Strided.of(k),
-            Strided.of(v),
-            None if a.key_mask is None else a.key_mask.view(torch.uint8),
-            Strided.broadcast(a.attn_mask),
-            Strided.broadcast(a.attn_bias),
-            Strided.broadcast(a.bias),
-            a.prefix_lengths if a.right >= 0 else None,
-            a.seed if drops else None,
-            float(a.scale),
-            float(a.softcap) if a.softcap > 0 else None,
-            1 / (1 - a.dropout_p) if drops else 1.0,
-        )
-        band = NO_BAND if a.left < 0 and a.right < 0 else RESAMPLE if a.alignment == reference.RESAMPLE else INDEX
-        far = self.queries + self.keys  # as good as no bound
-        self.numbers = (
-            self.heads,
-            self.heads // max(self.groups, 1),
-            self.queries,
-            self.keys,
-            min(a.left, far) if a.left >= 0 else far,
-            min(a.right, far) if a.right >= 0 else far,
-            self.keys - self.queries if a.alignment == reference.BOTTOM_RIGHT else 0,
-            least_step(a.dropout_p),
-        )
-        self.constants = {
-            "WIDTH": width,
-            "VALUE_WIDTH": v.shape[3],
-            "BAND": band.value,
-            "BLOCK": _side(width),
-            "VALUE_BLOCK": _side(v.shape[3]),
-        }
-
-    def blocks(self, table: dict[int, dict[int, Blocks]]) -> Blocks:
-        width = max(self.constants["BLOCK"], self.constants["VALUE_BLOCK"])
-        rows = table[self.problem.q.data.element_size()]
-        blocks = next((blocks for widest, blocks in rows.items() if width <= widest), rows[max(rows)])
-        return replace(blocks, queries=_FEW_QUERIES) if self.queries <= _FEW_QUERIES else blocks
-
-    def launch(self, kernel: Any, programs: int, blocks: Blocks, *tensors: Any, **constants: Any) -> None:
-        if programs == 0:
-            return
-        with torch.cuda.device_of(self.problem.q.data):
-            kernel[(programs,)](
-                self.problem,
-                *tensors,
-                *self.numbers,
-                **self.constants,
-                **constants,
-                QUERIES=blocks.queries,
-                KEYS=blocks.keys,
-                num_warps=blocks.warps,
-                num_stages=blocks.stages,
-                # Fused, scores differ between the kernels in their last bit; at a score of 10⁴ that is a thousandth.
-                enable_fp_fusion=self.problem.q.data.element_size() == 2,
-                **_OPTIONS,
-            )
-
-
 def cross_attention(*given: Any) -> None:
     """``(q, k, v, key_mask, …, dropout_p, out, lse)``: see ``mmkern.reference.attention``."""
     *args, out, lse = given
-    call = _Call(reference.Arguments(*args))
-    blocks = call.blocks(_FORWARD)
-    programs = triton.cdiv(call.queries, blocks.queries) * call.heads * call.batch
-    call.launch(forward_kernel, programs, blocks, Strided.of(out), lse)
+    _forward(Call.padded(args), out, lse)
+
+
+def cross_attention_varlen(*given: Any) -> None:
+    """``(q, k, v, cu_seqlens_q, …, dropout_p, out, lse)``."""
+    *args, out, lse = given
+    _forward(Call.packed(args), out, lse)
+
+
+def _forward(call: Call, out: Tensor, lse: Tensor) -> None:
+    blocks = call.blocks(FORWARD_BLOCKS)
+    call.launch(forward_kernel, call.row_programs(blocks), blocks, call.strided(out), lse)
 
 
 def cross_attention_backward(grad: Tensor, grad_lse: Tensor, *given: Any) -> None:
     """``(grad, grad_lse, q, …, dropout_p, out, lse, dq, dk, dv, dattn_bias, dbias)``; a gradient of None is not wanted."""
     *args, out, lse, dq, dk, dv, dattn_bias, dbias = given
-    call = _Call(reference.Arguments(*args))
-    upstream, upstream_lse = Strided.of(unit_stride(grad)), Strided.of(grad_lse[..., None])
-    delta = torch.empty_like(lse)
-    inputs = (upstream, lse, delta)
-    blocks = call.blocks(_QUERIES)
-    row_programs = triton.cdiv(call.queries, blocks.queries) * call.heads * call.batch
-    if grad.element_size() == 2:
-        call.launch(delta_kernel, row_programs, blocks, upstream, upstream_lse, Strided.of(unit_stride(out)), delta)
-    else:
-        call.launch(delta_of_weights_kernel, row_programs, blocks, upstream, upstream_lse, lse, delta)
-    if dq is not None:
-        call.launch(queries_kernel, row_programs, blocks, *inputs, Strided.of(dq))
-    if dk is not None or dv is not None:
-        has_bias = call.problem.bias is not None or call.problem.attn_bias is not None
-        blocks = call.blocks(_KEYS_BESIDE_BIAS if has_bias else _KEYS)
-        programs = triton.cdiv(call.keys, blocks.keys) * call.groups * call.batch
-        call.launch(keys_kernel, programs, blocks, *inputs, Strided.of(dk), Strided.of(dv))
+    call = Call.padded(args)
+    inputs = _backward(call, grad, grad_lse, out, lse, dq, dk, dv)
     for gradient in (dattn_bias, dbias):
         if gradient is not None:
             _bias_gradient(call, inputs, gradient)
 
 
-def _bias_gradient(call: _Call, inputs: tuple[Any, ...], gradient: Tensor) -> None:
+def cross_attention_varlen_backward(grad: Tensor, grad_lse: Tensor, *given: Any) -> None:
+    """``(grad, grad_lse, q, …, dropout_p, out, lse, dq, dk, dv)``; a gradient of None is not wanted."""
+    *args, out, lse, dq, dk, dv = given
+    _backward(Call.packed(args), grad, grad_lse.T, out, lse, dq, dk, dv)
+
+
+def _backward(
+    call: Call,
+    grad: Tensor,
+    grad_lse: Tensor,  # its axes are those of grad without the channels
+    out: Tensor,
+    lse: Tensor,
+    dq: Tensor | None,
+    dk: Tensor | None,
+    dv: Tensor | None,
+) -> tuple[Any, ...]:
+    """Returns what the kernels read beside the problem: grad, lse, delta."""
+    upstream, upstream_lse = call.strided(unit_stride(grad)), call.strided(grad_lse[..., None])
+    delta = torch.empty_like(lse)
+    inputs = (upstream, lse, delta)
+    blocks = call.blocks(QUERY_BLOCKS)
+    programs = call.row_programs(blocks)
+    if grad.element_size() == 2:
+        call.launch(delta_kernel, programs, blocks, upstream, upstream_lse, call.strided(unit_stride(out)), delta)
+    else:
+        call.launch(delta_of_weights_kernel, programs, blocks, upstream, upstream_lse, lse, delta)
+    if dq is not None:
+        call.launch(queries_kernel, programs, blocks, *inputs, call.strided(dq))
+    if dk is not None or dv is not None:
+        has_bias = call.problem.bias is not None or call.problem.attn_bias is not None
+        blocks = call.blocks(KEY_BLOCKS_BESIDE_BIAS if has_bias else KEY_BLOCKS)
+        call.launch(keys_kernel, call.key_programs(blocks), blocks, *inputs, call.strided(dk), call.strided(dv))
+    return inputs
+
+
+def _bias_gradient(call: Call, inputs: tuple[Any, ...], gradient: Tensor) -> None:
     full = (call.batch, call.heads, call.queries, call.keys)
     shape = list(gradient.shape)
     if 1 in shape[2:]:  # a row or a column for each head is little: the heads side by side, and then their sum
         shape[:2] = full[:2]
-    blocks = call.blocks(_BIAS)
+    blocks = call.blocks(BIAS_BLOCKS)
     out = gradient if shape == list(gradient.shape) else gradient.new_empty(shape)
     programs = shape[0] * shape[1] * triton.cdiv(shape[2], blocks.queries) * triton.cdiv(shape[3], blocks.keys)
     call.launch(bias_kernel, programs, blocks, *inputs, out, call.batch, SUMS=tuple(size == 1 for size in shape))

@@ -38,12 +38,29 @@ class Strided(NamedTuple):
         return cls(x, tuple(stride // unit for stride in x.stride()[:3]), tl.constexpr(unit))
 
     @classmethod
+    def packed(cls, x: Tensor | None) -> Strided | None:
+        """Of ``[T, H, D]``: a segment is the batch whose number is its first row."""
+        if x is None:
+            return None
+        (rows, heads, channels), (row, head, channel) = x.shape, x.stride()
+        return cls.of(x.as_strided((1, heads, rows, channels), (row, head, row, channel)))
+
+    @classmethod
     def broadcast(cls, x: Tensor | None) -> Strided | None:
         if x is None:
             return None
         axes = zip(x.shape, x.stride(), strict=True)
         strides = tuple(None if size == 1 or stride == 0 else stride for size, stride in axes)
         return cls(x.view(torch.uint8) if x.dtype == torch.bool else x, strides, tl.constexpr(1))
+
+
+class Segments(NamedTuple):
+    """Where packed sequences begin, ``[B + 1]`` each, and how many rows there are in all."""
+
+    of_q: Any
+    of_k: Any
+    queries: int
+    keys: int
 
 
 class Problem(NamedTuple):
@@ -61,6 +78,7 @@ class Problem(NamedTuple):
     scale: float
     softcap: float | None
     keep_scale: float  # 1 / (1 - dropout_p)
+    segments: Segments | None
 
 
 class Head(NamedTuple):
@@ -69,7 +87,10 @@ class Head(NamedTuple):
     b: Any
     h: Any
     shared: Any  # its head of k and v
-    number: Any  # among those of all batches
+    q_batch: Any  # along the first axis of q and of what lies as it does
+    k_batch: Any  # the same of k
+    row: Any  # of its first query in lse
+    counter: Any  # of Philox, for its first weight
     queries: Any
     keys: Any
     prefix: Any
@@ -80,13 +101,37 @@ class Head(NamedTuple):
 
 
 @triton.jit
-def head_at(problem, number, heads, share, queries, keys, left, right, shift, threshold):
+def head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold):
+    """Head ``number`` among those of all batches. Of packed sequences ``queries`` and ``keys`` are the most."""
     number = tl.to_tensor(number).to(tl.int64)
     b, h = number // heads, number % heads
+    q_batch, k_batch, row = b, b, number * queries
+    counter = row * _counters(keys)
+    if problem.segments is not None:
+        longest = keys
+        q_batch, queries = _segment(problem.segments.of_q + b, problem.segments.queries)
+        k_batch, keys = _segment(problem.segments.of_k + b, problem.segments.keys)
+        row = h * problem.segments.queries + q_batch
+        counter = q_batch * heads * _counters(longest) + h * queries * _counters(keys)
     prefix = 0
     if problem.prefix_lengths is not None:
         prefix = tl.load(problem.prefix_lengths + b)
-    return Head(b, h, h // share, number, queries, keys, prefix, left, right, shift, threshold)
+    shift = bottom_right * (keys - queries)
+    return Head(b, h, h // share, q_batch, k_batch, row, counter, queries, keys, prefix, left, right, shift, threshold)
+
+
+@triton.jit
+def _counters(keys):
+    """To a row of the weights: a counter has four words."""
+    return ((keys + 3) // 4).to(tl.int64)
+
+
+@triton.jit
+def _segment(begin, rows):
+    """Its first row and its length: within the rows, whatever it says where they begin."""
+    first = tl.minimum(tl.maximum(tl.load(begin), 0), rows)
+    last = tl.minimum(tl.maximum(tl.load(begin + 1), first), rows)
+    return first, (last - first).to(tl.int32)
 
 
 @triton.jit
@@ -157,7 +202,7 @@ def _along(at, i, stride):
 @triton.jit
 def _places(i, queries, keys):
     """``⌊i·S/L⌋`` and ``⌈i·S/L⌉``, with which ``|i·S/L - j| ≤ w`` is a statement on integers."""
-    place = i.to(tl.int64) * keys
+    place, queries = i.to(tl.int64) * keys, tl.maximum(queries, 1)
     return (place // queries).to(tl.int32), ((place + (queries - 1)) // queries).to(tl.int32)
 
 
@@ -174,7 +219,10 @@ def _in_band(i, j, head, BAND: tl.constexpr):
 
 @triton.jit
 def keys_seen(first, head, BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """First key that QUERIES queries from ``first`` on see, rounded to a multiple of KEYS, and one beyond the last."""
+    """First key that QUERIES queries from ``first`` on see, rounded to a multiple of KEYS, and one beyond the last.
+
+    None beyond the last query, where programs for longer segments find themselves.
+    """
     begin, end = 0, head.keys
     if BAND != NO_BAND:
         last = tl.minimum(first + QUERIES, head.queries) - 1
@@ -183,12 +231,12 @@ def keys_seen(first, head, BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.c
             low, high = _places(first, head.queries, head.keys)[1], _places(last, head.queries, head.keys)[0]
         begin = tl.maximum(low - head.left, 0) // KEYS * KEYS
         end = tl.minimum(tl.maximum((high + head.right + 1).to(tl.int64), head.prefix), head.keys).to(tl.int32)
-    return begin, end
+    return begin, tl.where(first < head.queries, end, 0)
 
 
 @triton.jit
 def queries_seeing(first, head, BAND: tl.constexpr, KEYS: tl.constexpr):
-    """First query that sees one of KEYS keys from ``first`` on, and one beyond the last."""
+    """First query that sees one of KEYS keys from ``first`` on, and one beyond the last; none beyond the last key."""
     begin, end = 0, head.queries
     if BAND != NO_BAND:
         low, high = first - head.right, tl.minimum(first + KEYS, head.keys) - 1 + head.left
@@ -199,7 +247,7 @@ def queries_seeing(first, head, BAND: tl.constexpr, KEYS: tl.constexpr):
             low, high = low - head.shift, high - head.shift
         begin = tl.maximum(tl.where(first < head.prefix, 0, low), 0)
         end = tl.minimum(high + 1, head.queries)
-    return begin, end
+    return begin, tl.where(first < head.keys, end, 0)
 
 
 @triton.jit
@@ -241,8 +289,8 @@ def scores(product, i, j, problem, head, BAND: tl.constexpr):
 @triton.jit
 def kept(query, key, problem, head, QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """Which weights dropout keeps, ``[QUERIES, KEYS]`` from this query and key on."""
-    row = head.number * head.queries + query + tl.arange(0, QUERIES)
-    return at_least(head.threshold, problem.seed, row, ((head.keys + 3) // 4).to(tl.int64), key, KEYS)
+    counter = head.counter + (query + tl.arange(0, QUERIES)) * _counters(head.keys)
+    return at_least(head.threshold, problem.seed, counter, key, KEYS)
 
 
 @triton.jit

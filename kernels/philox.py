@@ -15,13 +15,13 @@ def least_step(probability: float) -> int:
 
 
 @triton.jit
-def at_least(threshold, seed, row, row_counters, first, COLUMNS: tl.constexpr):
-    """``[len(row), COLUMNS]``: whether word ``j mod 4`` of counter ``offset + row·row_counters + ⌊j/4⌋`` is that large.
+def at_least(threshold, seed, row, first, COLUMNS: tl.constexpr):
+    """``[len(row), COLUMNS]``: whether word ``j mod 4`` of counter ``offset + row + ⌊j/4⌋`` is that large.
 
     ``seed`` points to (seed, offset); ``first``, the first j, is a multiple of 4.
     """
     four = first // 4 + tl.arange(0, COLUMNS // 4)
-    counter = tl.load(seed + 1) + row[:, None] * row_counters + four[None, :]
+    counter = tl.load(seed + 1) + row[:, None] + four[None, :]
     a, b, c, d = tl.randint4x(tl.load(seed), counter)
     # The last axis of a join is the fastest: (a, c) and (b, d) interleave to a, b, c, d.
     words = tl.join(tl.join(a, c), tl.join(b, d)).reshape(row.shape[0], COLUMNS)

@@ -36,14 +36,14 @@ def nvrtc() -> ModuleType:
     return found
 
 
-def compiled(nvrtc: ModuleType, kernels: tuple[str, ...], architecture: str) -> tuple[bytes, list[str]]:
+def compiled(nvrtc: ModuleType, kernels: tuple[str, ...], architecture: str, *options: str) -> tuple[bytes, list[str]]:
     """The cubin (of a virtual architecture: the PTX), and the names of the kernels in it."""
     program = nvrtc.createProgram(cuda_launch.nvrtc_source(), "mmkern.cu", [], [])
     try:
         for kernel in kernels:
             nvrtc.addNameExpression(program, kernel)
         try:
-            nvrtc.compileProgram(program, (*cuda_launch.NVRTC_OPTIONS, f"--gpu-architecture={architecture}"))
+            nvrtc.compileProgram(program, (*cuda_launch.NVRTC_OPTIONS, *options, f"--gpu-architecture={architecture}"))
         except nvrtc.NVRTCError:
             pytest.fail(nvrtc.getProgramLog(program))
         names = [nvrtc.getLoweredName(program, kernel) for kernel in kernels]
@@ -64,7 +64,7 @@ def test_machine_code(nvrtc: ModuleType, architecture: str) -> None:
 @pytest.mark.slow
 def test_every_kernel(nvrtc: ModuleType) -> None:
     kernels = tuple(every_family().kernels)
-    ptx, names = compiled(nvrtc, kernels, "compute_90")
+    ptx, names = compiled(nvrtc, kernels, "compute_90", "--Ofast-compile=max")
     assert len(set(names)) == len(kernels)
     for name in names:
         assert f".entry {name}(".encode() in ptx

@@ -52,7 +52,7 @@ _PAIR = ("lorentz_exp_map", "lorentz_log_map", "mobius_add", "poincare_exp_map",
 _VALUE = ("lorentz_distance", "poincare_distance", "lorentz_exterior_angle", "lorentz_entailment_loss")
 ROW_WISE = (*_RADIAL, *_PAIR, *_VALUE, "lorentz_half_aperture", "lorentz_parallel_transport", "lorentz_centroid")
 PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pairwise_distance")
-ATTENTION = "cross_attention"
+ATTENTION, PACKED = "cross_attention", "cross_attention_varlen"
 # Of rotations: whether they normalize, and interleave; those leave half a head as it is.
 MERGE = "merge_attention"
 ROTATIONS = {
@@ -78,7 +78,8 @@ def variants(everything: bool = False) -> list[Variant]:
     for dtype in ("float16", "bfloat16", "float32"):
         for depth in (64, 128):
             calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
-            found += [Variant(ATTENTION, dtype, depth, backward, 512, masked) for backward, masked in calls]
+            for op in (ATTENTION, PACKED):
+                found += [Variant(op, dtype, depth, backward, 512, masked) for backward, masked in calls]
         found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 256)]
     if everything:
         dtypes = ("float32", "bfloat16", "float16")
@@ -94,6 +95,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
 
     if variant.op == ATTENTION:
         return _attention_call(variant)
+    if variant.op == PACKED:
+        return _packed_call(variant)
     if variant.op == MERGE or variant.op in ROTATIONS:
         return _attention_rows_call(variant)
     torch.manual_seed(0)
@@ -155,6 +158,30 @@ def _attention_call(variant: Variant) -> tuple[Callable[[], None], int]:
         attention.cross_attention_backward(*given, *arguments, *outs, *attention_gradients, *bias_gradients)
 
     return launch, _bytes(used)
+
+
+def _packed_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """Two segments of two heads; masked: causal, with a prefix for each."""
+    import torch
+    from mmkern.kernels import attention
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, variant.dtype)
+    n, d = variant.rows, variant.depth
+    q, k, v = (torch.randn(n, 2, d).to(dtype) for _ in range(3))
+    begin, longest = torch.tensor([0, n // 4, n]), n - n // 4
+    prefixes, right = (torch.tensor([1, n // 8]), 0) if variant.masked else (None, -1)
+    arguments = [q, k, v, begin, begin, prefixes, None, longest, longest, d**-0.5, 0.0, -1, right, 1, 0.0]
+    outs = [torch.empty_like(q), torch.empty(2, n)]
+    used = [x for x in (*arguments, *outs) if isinstance(x, torch.Tensor)]
+    if not variant.backward:
+        return lambda: attention.cross_attention_varlen(*arguments, *outs), _bytes(used)
+    given, gradients = [torch.ones_like(out) for out in outs], [torch.empty_like(x) for x in (q, k, v)]
+
+    def launch() -> None:
+        attention.cross_attention_varlen_backward(*given, *arguments, *outs, *gradients)
+
+    return launch, _bytes([*used, *given, *gradients])
 
 
 def _attention_rows_call(variant: Variant) -> tuple[Callable[[], None], int]:
@@ -327,7 +354,7 @@ def _key(variant: Variant, target: str) -> str:
 
 def traffic(wanted: Sequence[Variant]) -> dict[str, tuple[int, int]]:
     """Bytes moved, and the least possible, of each variant: counted by the interpreter in a process of its own."""
-    rows = {**dict.fromkeys(PAIRWISE, 128), ATTENTION: 16}  # attention: one tile of queries
+    rows = {**dict.fromkeys(PAIRWISE, 128), ATTENTION: 16, PACKED: 16}  # attention: one tile of queries
     small = [replace(v, rows=min(v.rows, rows.get(v.op, 8))) for v in wanted]
     key = hashlib.sha256("".join(_key(v, "") for v in small).encode()).hexdigest()[:32]
     kept = cache_folder() / f"traffic-{key}.json"
@@ -351,7 +378,7 @@ def triton_rows(everything: bool = False, workers: int | None = None) -> list[Ke
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         # Longest first: the kernels of tiles take ten times as long as the others.
-        order = sorted(range(len(jobs)), key=lambda i: jobs[i][0].op not in (*PAIRWISE, ATTENTION))
+        order = sorted(range(len(jobs)), key=lambda i: jobs[i][0].op not in (*PAIRWISE, ATTENTION, PACKED))
         running = {i: pool.submit(compile_variant, *jobs[i]) for i in order}
         bytes_of = traffic(wanted)
         rows = []

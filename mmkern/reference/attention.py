@@ -81,6 +81,10 @@ class PackedArguments(NamedTuple):
     alignment: int
     dropout_p: float
 
+    def of_rows(self, q: Tensor, k: Tensor, v: Tensor, prefix: Tensor | None, seed: Tensor | None) -> Arguments:
+        """The same problem of these rows."""
+        return Arguments(q, k, v, None, None, None, None, prefix, seed, *self[9:])
+
 
 def cross_attention_varlen(*args: Any) -> tuple[Tensor, Tensor]:
     """:func:`cross_attention` of each segment; its dropout begins at counter ``offset + cu_q·Hq·⌈max_seqlen_k/4⌉``."""
@@ -96,8 +100,8 @@ def cross_attention_varlen(*args: Any) -> tuple[Tensor, Tensor]:
             seed = torch.stack([a.seed[0], a.seed[1] + q_begin * a.q.shape[1] * fours])
         prefix = None if a.prefix_lengths is None else a.prefix_lengths[b : b + 1]
         q, k, v = a.q[q_begin:q_end], a.k[k_begin:k_end], a.v[k_begin:k_end]
-        heads = (x.transpose(0, 1)[None] for x in (q, k, v))
-        out, lse = cross_attention(*heads, None, None, None, None, prefix, seed, *args[9:])
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out, lse = cross_attention(*a.of_rows(q, k, v, prefix, seed))
         outs.append(out[0].transpose(0, 1))
         lses.append(lse[0])
     return torch.cat(outs), torch.cat(lses, 1)

@@ -12,6 +12,7 @@ PROPERTIES = (
     "expanded_gradient",
 )
 ATTENTION = "cross_attention"
+PACKED = "cross_attention_varlen"
 ATTENTION_CHECKS = (
     "attention_masks",
     "attention_shapes",
@@ -20,6 +21,9 @@ ATTENTION_CHECKS = (
     "attention_beyond_the_last_query",
     "attention_same_bits",
     "attention_expanded_gradient",
+    "packed_attention",
+    "packed_attention_many_tiles",
+    "packed_attention_out_of_bounds",
 )
 ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows_same_bits")
 CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, *PROPERTIES, *OPS)

@@ -12,12 +12,15 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import triton
 import triton.language as tl
 from triton._C.libtriton import ir
+from triton._utils import validate_block_shape
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, _get_np_dtype
 
@@ -82,8 +85,9 @@ def _refuse_bfloat16(name: str) -> Callable[..., TensorHandle]:
     original = getattr(InterpreterBuilder, name)
 
     def checked(self: InterpreterBuilder, *args: Any) -> TensorHandle:
-        if any(isinstance(a, TensorHandle) and a.dtype.scalar == tl.bfloat16 for a in args):
-            raise TypeError(f"{name}: arithmetic on bfloat16; cast to float32 first")
+        for a in args:
+            if isinstance(a, TensorHandle) and a.dtype.scalar.name == "bf16":
+                raise TypeError(f"{name}: arithmetic on bfloat16; cast to float32 first")
         return original(self, *args)
 
     return checked
@@ -109,6 +113,47 @@ def _call_device_function(self: InterpretedFunction, *args: Any, **kwargs: Any) 
     return self.rewrite()(*args, **kwargs)
 
 
+# Types and shapes are made anew for every value: more than half of the time, for a handful of different ones.
+
+
+@cache
+def _block_shape(sides: tuple[int, ...]) -> tuple[Any, int]:
+    shape = tl.tuple(list(sides))
+    return shape, validate_block_shape(shape)
+
+
+@cache
+def _tensor_shape(sides: tuple[int, ...]) -> tuple[Any, Any]:
+    return tl.tuple([tl.constexpr(side) for side in sides]), tl.constexpr(math.prod(sides))
+
+
+def _init_block_type(self: tl.block_type, element_ty: tl.dtype, shape: Any) -> None:
+    sides = tuple(side.value if isinstance(side, tl.constexpr) else side for side in shape)
+    if not sides:
+        raise TypeError("a block type needs an axis")
+    self.element_ty = element_ty
+    self.shape, self.numel = _block_shape(sides)
+    self.name = f"<{sides}, {element_ty}>"
+
+
+def _init_tensor(self: tl.tensor, handle: TensorHandle, type_: tl.dtype) -> None:
+    self.handle, self.type, self.dtype = handle, type_, type_.scalar
+    self.shape, self.numel = _tensor_shape(tuple(type_.shape.values) if type_.is_block() else ())
+
+
+def _unless_alike(name: str) -> Callable[..., tuple[tl.tensor, tl.tensor]]:
+    """What makes two operands of one type and one shape: nothing, where they are."""
+    original = getattr(TritonSemantic, name)
+
+    def checked(self: TritonSemantic, lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> tuple[tl.tensor, tl.tensor]:
+        alike = type(lhs) is type(rhs) is tl.tensor and lhs.shape is rhs.shape and lhs.dtype.name == rhs.dtype.name
+        if alike and rhs.dtype.name in ("fp32", "int32", "int64"):
+            return lhs, rhs
+        return original(self, lhs, rhs, *args, **kwargs)
+
+    return checked
+
+
 def install() -> None:
     InterpreterBuilder.cast_impl = _cast
     InterpreterBuilder.create_dot = _dot
@@ -118,6 +163,9 @@ def install() -> None:
     for name in ("binary_op", "unary_op", "create_fma", "create_fabs", "create_rsqrt"):
         setattr(InterpreterBuilder, name, _refuse_bfloat16(name))
     InterpretedFunction.__call__ = _call_device_function
+    tl.block_type.__init__, tl.tensor.__init__ = _init_block_type, _init_tensor
+    for name in ("binary_op_type_checking_impl", "broadcast_impl_value"):
+        setattr(TritonSemantic, name, _unless_alike(name))
     # A third of the time, for an assertion that is dropped unless ``debug`` is set too.
     interpreter.interpreter_builder.options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
     np.seterr(all="ignore")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmkern.kernels import attention, hyperbolic, rows
+from mmkern.kernels import attention, attention_call, hyperbolic, rows
 from mmkern.kernels import attention_rows as companions
 from torch import Tensor
 
@@ -27,13 +27,15 @@ from tests.cases.attention import CASES as ATTENTION_CASES
 from tests.cases.attention import LONG, between_words
 from tests.cases.attention import case as attention_case
 from tests.cases.attention_rows import CASES as ROWS_CASES
+from tests.cases.attention_varlen import CASES as PACKED_CASES
+from tests.cases.attention_varlen import case as packed_case
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
 from tests.contract import gradients_for, op_of
 
 from . import faulty_kernels, patches
 from .buffers import Output, guarded
-from .names import ATTENTION, CHECKS
+from .names import ATTENTION, CHECKS, PACKED
 
 # Layouts that meet another path of the code in 16 bits too; float32 takes all cases.
 _16_BIT = {
@@ -44,6 +46,7 @@ _ATTENTION_16_BIT = {
     torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "window"),
     torch.float16: ("softcap", "sliced"),
 }
+_FOR_DECODING = ("few queries", "few queries key mask", "one query bias")  # its kernels are the CPU's and CUDA's
 _MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
 
@@ -133,13 +136,16 @@ def _attention(wanted: Callable[[str, str], bool]) -> None:
 
 
 def attention_shapes() -> None:
-    _attention(lambda kind, sizes: kind == "plain")
+    large = ("1x2x1x100x700x32x20", "2x4x1x1x300x64x64")
+    _attention(lambda kind, sizes: kind == "plain" and sizes not in large)
+    with _tiles(64, 128):
+        _attention(lambda kind, sizes: kind == "plain" and sizes in large)
 
 
 def attention_masks() -> None:
     """Of each kind one tile or less."""
     with _tiles(16, 64):
-        _attention(lambda kind, sizes: kind != "plain" and sizes != str(LONG))
+        _attention(lambda kind, sizes: kind not in ("plain", *_FOR_DECODING) and sizes != str(LONG))
 
 
 def attention_many_tiles() -> None:
@@ -152,12 +158,12 @@ def attention_many_tiles() -> None:
 
 @contextmanager
 def _tiles(queries: int, keys: int) -> Iterator[None]:
-    blocks = attention._Call.blocks
-    attention._Call.blocks = lambda self, table: attention.Blocks(queries, keys, 4)
+    blocks = attention_call.Call.blocks
+    attention_call.Call.blocks = lambda self, table: attention_call.Blocks(queries, keys, 4)
     try:
         yield
     finally:
-        attention._Call.blocks = blocks
+        attention_call.Call.blocks = blocks
 
 
 def attention_dropout() -> None:
@@ -208,6 +214,41 @@ def attention_expanded_gradient() -> None:
     ones = [torch.ones(out.shape) for out in outs]
     for a, b in zip(gradients(op, expanded, args, outs), gradients(op, ones, args, outs), strict=True):
         assert a is b is None or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _packed(wanted: Callable[[str], bool]) -> None:
+    for case in PACKED_CASES:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if wanted(case.label) and (dtype == torch.float32 or case.label.startswith("in one-three")):
+                try:
+                    hold_to_contract(case, dtype)
+                except Exception as error:
+                    raise AssertionError(f"{case}, {dtype}: {error}") from error
+
+
+_OTHERS_WILL_DO = ("plain-eight", "softcap-three", "dropout-decode", "dropout-no query", "in one-decode")
+
+
+def packed_attention() -> None:
+    """Segments of a tile or two, and of none; dropout keeps what the reference keeps."""
+    with _tiles(16, 32):
+        _packed(lambda label: not label.endswith("long") and label not in _OTHERS_WILL_DO)
+
+
+def packed_attention_many_tiles() -> None:
+    with _tiles(32, 64):
+        _packed(lambda label: label in ("causal-long", "resample-long"))
+
+
+def packed_attention_out_of_bounds() -> None:
+    """Where segments begin is not checked on a GPU: wrong numbers must not lead out of the tensors."""
+    op = op_of(PACKED)
+    args = prepared(op, packed_case("plain", "three").arguments(torch.float32))
+    args[3] = guarded(torch.tensor([-7, 40, 12, 2**40]))
+    args[4] = guarded(torch.tensor([5, -(2**40), 2**62, 20]))
+    with _tiles(16, 64):
+        outs = outputs_of(op, args)
+        gradients(op, [guarded(torch.ones(out.shape)) for out in outs], args, [guarded(out) for out in outs])
 
 
 _ROWS_DTYPES = (

@@ -1,0 +1,152 @@
+"""A call of an attention op as its kernels take it, and the sizes of their tiles."""
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+from mmkern.kernels.attention_tiles import INDEX, NO_BAND, RESAMPLE, Problem, Segments, Strided
+from mmkern.kernels.philox import least_step
+from mmkern.kernels.rows import unit_stride
+
+from mmkern.reference import attention as reference
+
+# Numbers that every kernel takes after its tensors, and for which it is not compiled anew.
+NUMBERS = ("heads", "share", "queries", "keys", "left", "right", "bottom_right", "threshold")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sides of a tile, warps, and how many tiles are loaded ahead."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int = 1
+
+
+# By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. No
+# target of tools/gpu_report.py spills a register of these tiles, with masks and biases too.
+FORWARD_BLOCKS = {
+    2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
+}
+QUERY_BLOCKS = {
+    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
+    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
+}
+KEY_BLOCKS = {
+    2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
+}
+KEY_BLOCKS_BESIDE_BIAS = {**KEY_BLOCKS, 2: {**KEY_BLOCKS[2], 128: Blocks(16, 64, 8)}}
+BIAS_BLOCKS = {
+    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 8), 256: Blocks(32, 16, 8)},
+    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
+}
+_FEW_QUERIES = 16
+# All that a thread can have: left to itself ptxas spills a few to halve the registers. AMD's compiler knows no such option.
+_OPTIONS = {} if torch.version.hip else {"maxnreg": 255}
+
+
+def _side(size: int) -> int:
+    return max(int(triton.next_power_of_2(size)), 16)
+
+
+class Call:
+    """The arguments of an op as its kernels take them."""
+
+    def __init__(
+        self, a: reference.Arguments, batch: int, queries: int, keys: int, segments: Segments | None = None
+    ) -> None:
+        q, k, v = unit_stride(a.q), unit_stride(a.k), unit_stride(a.v)
+        self.strided = Strided.of if segments is None else Strided.packed
+        self.batch, self.heads, self.queries = batch, q.shape[1], queries
+        self.groups, self.keys = k.shape[1], keys
+        drops = a.seed is not None and a.dropout_p > 0
+        self.problem = Problem(
+            self.strided(q),
+            self.strided(k),
+            self.strided(v),
+            None if a.key_mask is None else a.key_mask.view(torch.uint8),
+            Strided.broadcast(a.attn_mask),
+            Strided.broadcast(a.attn_bias),
+            Strided.broadcast(a.bias),
+            a.prefix_lengths if a.right >= 0 else None,
+            a.seed if drops else None,
+            float(a.scale),
+            float(a.softcap) if a.softcap > 0 else None,
+            1 / (1 - a.dropout_p) if drops else 1.0,
+            segments,
+        )
+        band = NO_BAND if a.left < 0 and a.right < 0 else RESAMPLE if a.alignment == reference.RESAMPLE else INDEX
+        far = queries + keys  # as good as no bound
+        self.numbers = (
+            self.heads,
+            self.heads // max(self.groups, 1),
+            queries,
+            keys,
+            min(a.left, far) if a.left >= 0 else far,
+            min(a.right, far) if a.right >= 0 else far,
+            int(a.alignment == reference.BOTTOM_RIGHT),
+            least_step(a.dropout_p),
+        )
+        self.constants = {
+            "WIDTH": q.shape[-1],
+            "VALUE_WIDTH": v.shape[-1],
+            "BAND": band.value,
+            "BLOCK": _side(q.shape[-1]),
+            "VALUE_BLOCK": _side(v.shape[-1]),
+        }
+
+    @classmethod
+    def padded(cls, args: Sequence[Any]) -> Call:
+        a = reference.Arguments(*args)
+        return cls(a, a.q.shape[0], a.q.shape[2], a.k.shape[2])
+
+    @classmethod
+    def packed(cls, args: Sequence[Any]) -> Call:
+        a = reference.PackedArguments(*args)
+        segments = Segments(a.cu_seqlens_q, a.cu_seqlens_k, a.q.shape[0], a.k.shape[0])
+        return cls(
+            a.of_rows(a.q, a.k, a.v, a.prefix_lengths, a.seed),
+            len(a.cu_seqlens_q) - 1,
+            a.max_seqlen_q,
+            a.max_seqlen_k,
+            segments,
+        )
+
+    def row_programs(self, blocks: Blocks) -> int:
+        return int(triton.cdiv(self.queries, blocks.queries)) * self.heads * self.batch
+
+    def key_programs(self, blocks: Blocks) -> int:
+        return int(triton.cdiv(self.keys, blocks.keys)) * self.groups * self.batch
+
+    def blocks(self, table: dict[int, dict[int, Blocks]]) -> Blocks:
+        width = max(self.constants["BLOCK"], self.constants["VALUE_BLOCK"])
+        rows = table[self.problem.q.data.element_size()]
+        blocks = next((blocks for widest, blocks in rows.items() if width <= widest), rows[max(rows)])
+        return replace(blocks, queries=_FEW_QUERIES) if self.queries <= _FEW_QUERIES else blocks
+
+    def launch(self, kernel: Any, programs: int, blocks: Blocks, *tensors: Any, **constants: Any) -> None:
+        if programs == 0:
+            return
+        with torch.cuda.device_of(self.problem.q.data):
+            kernel[(programs,)](
+                self.problem,
+                *tensors,
+                *self.numbers,
+                **self.constants,
+                **constants,
+                QUERIES=blocks.queries,
+                KEYS=blocks.keys,
+                num_warps=blocks.warps,
+                num_stages=blocks.stages,
+                # Fused, scores differ between the kernels in their last bit; at a score of 10⁴ that is a thousandth.
+                enable_fp_fusion=self.problem.q.data.element_size() == 2,
+                **_OPTIONS,
+            )
