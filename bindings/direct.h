@@ -1,4 +1,4 @@
-// The short way from a public op to its kernel: one call reads the arguments, allocates the output and runs.
+// The short way from a public op to its kernel: one call reads the arguments, allocates the outputs and runs.
 //
 // It answers NotImplemented, having done nothing, where something between caller and kernel must see the call (a
 // transform, a dispatch mode, the profiler, autocast, a choice of backend) or where an argument is not what the kernel
@@ -47,16 +47,19 @@ class TorchState {
   PyObject* cpu_ = intern("cpu");
 };
 
-// A kernel whose last parameter is its one output.
+// A kernel whose last parameters are its outputs.
 class Direct {
  public:
-  // `settings` has the attribute `default`; empty(shape, like) allocates large outputs; record makes an output part of
-  // autograd's graph, on behalf of `op`.
+  // `settings` has the attribute `default`; empty(shape, like) allocates a large first output; record makes outputs
+  // part of autograd's graph, on behalf of `op`, which says how many there are and whether its gradient reads them.
   Direct(const Signature& signature, Kernel kernel, const py::object& settings, const py::object& empty,
          const py::object& record, const py::object& op)
       : signature_(signature),
         kernel_(kernel),
-        inputs_(signature.size() - 1),
+        outputs_(py::len(op.attr("outputs"))),
+        inputs_(signature.size() - outputs_),
+        saves_outputs_(py::cast<bool>(op.attr("backward_reads_outputs"))),
+        autocasts_wide_(py::cast<std::string>(op.attr("autocast")) == "lower"),
         settings_(kept(settings)),
         empty_(kept(empty)),
         record_(kept(record)),
@@ -67,27 +70,31 @@ class Direct {
     const TorchState& torch = TorchState::instance();
     if (size_t(count) != inputs_ || !is_true(settings_, default_) || torch.intercepts()) return declined();
     Call call;
-    View& output = call.tensors[signature_.tensors_among(inputs_)];
-    if (!reads(args, call, output) || (bytes_of(output.dtype) == 2 && torch.autocasts())) return declined();
-    py::object out = allocate(output, args[signature_.lead()]);
-    TensorReader::instance().read_plain(out.ptr(), output);
+    View* const outputs = call.tensors + signature_.tensors_among(inputs_);
+    if (!reads(args, call, outputs)) return declined();
+    if ((autocasts_wide_ || bytes_of(outputs[0].dtype) == 2) && torch.autocasts()) return declined();
+    const py::object result = allocate_all(outputs, args[signature_.lead()]);
     call.threads = torch.threads();
     run(kernel_, call);
-    return torch.records() && any_requires_grad(args) ? recorded(out, args) : out;
+    return torch.records() && any_requires_grad(args) ? recorded(result, args) : result;
   }
 
  private:
   static py::object declined() { return py::reinterpret_borrow<py::object>(Py_NotImplemented); }
 
-  // Fills in `call`, and the sizes of the output; false where a kernel does not take these arguments as they are.
-  bool reads(PyObject* const* args, Call& call, View& output) const {
+  // Fills in `call`, and the sizes of the outputs; false where a kernel does not take these arguments as they are, or
+  // the outputs would lie as they do, in another order.
+  bool reads(PyObject* const* args, Call& call, View* outputs) const {
     const TensorReader& reader = TensorReader::instance();
     for (size_t i = 0; i < inputs_; ++i)
-      if (!is_number(args[i]) && !reader.is_tensor(args[i])) return false;
-    if (!reader.is_tensor(args[signature_.lead()])) return false;
+      if (!is_number(args[i]) && !reader.is_tensor(args[i]) && args[i] != Py_None) return false;
+    const size_t lead = signature_.lead();
+    if (!reader.is_tensor(args[lead])) return false;
     try {
-      output = signature_.read(args, inputs_, call).contiguous(signature_.parameter(inputs_));
-      return true;
+      const Signature::Bound bound = signature_.read(args, inputs_, call);
+      for (size_t i = 0; i < outputs_; ++i) outputs[i] = bound.contiguous(signature_.parameter(inputs_ + i));
+      const bool keeps_order = signature_.parameter(lead).axes == Parameter::Axes::strided;
+      return !keeps_order || is_contiguous(call.tensors[signature_.tensors_among(lead)]);
     } catch (const BadArgument&) {
       return false;
     } catch (const py::error_already_set&) {  // as from a tensor that outlived its transform
@@ -96,13 +103,33 @@ class Direct {
   }
 
   static bool is_number(PyObject* object) { return PyFloat_Check(object) || PyLong_Check(object); }
+  static bool is_tensor(PyObject* object) { return !is_number(object) && object != Py_None; }
+  static bool is_contiguous(const View& view) {
+    int64_t stride = 1;
+    for (int axis = view.rank - 1; axis >= 0; stride *= view.sizes[axis--])
+      if (view.sizes[axis] != 1 && view.strides[axis] != stride) return false;
+    return true;
+  }
 
   bool any_requires_grad(PyObject* const* args) const {
     for (size_t i = 0; i < inputs_; ++i)
-      if (!is_number(args[i]) && is_true(args[i], requires_grad_)) return true;
+      if (is_tensor(args[i]) && is_true(args[i], requires_grad_)) return true;
     return false;
   }
 
+  // The output, or a tuple of several.
+  py::object allocate_all(View* outputs, PyObject* lead) const {
+    const py::object first = allocate(outputs[0], lead);
+    TensorReader::instance().read_plain(first.ptr(), outputs[0]);
+    if (outputs_ == 1) return first;
+    py::tuple all(outputs_);
+    all[0] = first;
+    for (size_t i = 1; i < outputs_; ++i) {
+      all[i] = allocate_beside(outputs[i], lead);
+      TensorReader::instance().read_plain(PyTuple_GET_ITEM(all.ptr(), Py_ssize_t(i)), outputs[i]);
+    }
+    return all;
+  }
   py::object allocate(const View& view, PyObject* lead) const {
     int64_t bytes = bytes_of(view.dtype);
     py::tuple shape(view.rank);
@@ -124,9 +151,22 @@ class Direct {
     return checked(PyObject_VectorcallMethod(new_empty_, args, size_t(1 + view.rank), nullptr));
   }
 
-  // record((out, tensors, (op, numbers)), *args): each argument is in one of the two and None in the other.
-  py::object recorded(const py::object& out, PyObject* const* args) const {
-    py::tuple tensors(inputs_), numbers(inputs_);
+  // Of another dtype than `lead`, perhaps.
+  py::object allocate_beside(const View& view, PyObject* lead) const {
+    py::tuple shape(view.rank);
+    for (int axis = 0; axis < view.rank; ++axis) shape[size_t(axis)] = view.sizes[axis];
+    PyObject* const args[] = {lead, shape.ptr(), TensorReader::instance().torch_dtype(view.dtype)};
+    return checked(PyObject_VectorcallMethod(new_empty_, args, 2, dtype_keyword_));
+  }
+
+  // record((result, tensors, (op, numbers)), *args): each argument is in one of the two and None in the other; after
+  // the tensors come the outputs that the gradient reads.
+  py::object recorded(const py::object& result, PyObject* const* args) const {
+    py::tuple tensors(inputs_ + (saves_outputs_ ? outputs_ : 0)), numbers(inputs_);
+    for (size_t i = 0; i < tensors.size() - inputs_; ++i) {
+      PyObject* const out = outputs_ == 1 ? result.ptr() : PyTuple_GET_ITEM(result.ptr(), Py_ssize_t(i));
+      tensors[inputs_ + i] = py::reinterpret_borrow<py::object>(out);
+    }
     PyObject* all[1 + kMaxTensors + kMaxScalars];
     for (size_t i = 0; i < inputs_; ++i) {
       const bool number = is_number(args[i]);
@@ -134,18 +174,20 @@ class Direct {
       (number ? tensors : numbers)[i] = py::none();
       all[1 + i] = args[i];
     }
-    const py::tuple call = py::make_tuple(out, tensors, py::make_tuple(py::handle(op_), numbers));
+    const py::tuple call = py::make_tuple(result, tensors, py::make_tuple(py::handle(op_), numbers));
     all[0] = call.ptr();
     return checked(PyObject_Vectorcall(record_, all, 1 + inputs_, nullptr));
   }
 
   const Signature& signature_;
   Kernel kernel_;
-  size_t inputs_;
+  size_t outputs_, inputs_;
+  bool saves_outputs_, autocasts_wide_;
   PyObject *settings_, *empty_, *record_, *op_;
   PyObject* default_ = intern("default");
   PyObject* requires_grad_ = intern("requires_grad");
   PyObject* new_empty_ = intern("new_empty");
+  PyObject* dtype_keyword_ = kept(py::make_tuple("dtype"));
 };
 
 }  // namespace mmkern

@@ -8,7 +8,7 @@
 // marked `flat` has a single stride over all axes, and one marked `strided` a stride for each, the last being dense;
 // of one marked `broadcast`, any axis may also have the size 1. `number name` is any, `positive name` above zero,
 // `nonnegative name` at least zero. A tensor may be None if the kernel reads it as "not there"; such parameters are
-// marked `opt`.
+// marked `opt`. What axes have to do with each other may come first: "h multiple of g, d positive; q: hd, ...".
 #pragma once
 
 #include <algorithm>
@@ -34,11 +34,12 @@ struct Parameter {
 class Signature {
  public:
   explicit Signature(const std::string& text) {
-    for (size_t at = 0; at < text.size();) {
-      const size_t comma = std::min(text.find(", ", at), text.size());
-      parameters_.push_back(parse(text.substr(at, comma - at)));
-      at = comma + 2;
-    }
+    const size_t semicolon = text.find("; ");
+    const bool related = semicolon != std::string::npos;
+    if (related)
+      split(text.substr(0, semicolon), [&](const std::string& part) { relations_.push_back(relation(part)); });
+    split(related ? text.substr(semicolon + 2) : text,
+          [&](const std::string& part) { parameters_.push_back(parse(part)); });
   }
 
   size_t size() const { return parameters_.size(); }
@@ -67,10 +68,13 @@ class Signature {
       check_strides(p, view, named);
     }
 
-    void match_dtype(const Parameter& p, const View& view) {
+    Dtype dtype_of(const Parameter& p) const {
       const Dtype accumulate = dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-      const Dtype expected = p.fixed_dtype != Dtype::none ? p.fixed_dtype : p.accumulates ? accumulate : dtype;
-      if (view.dtype != expected) throw BadArgument{"has another dtype than expected"};
+      return p.fixed_dtype != Dtype::none ? p.fixed_dtype : p.accumulates ? accumulate : dtype;
+    }
+
+    void match_dtype(const Parameter& p, const View& view) {
+      if (view.dtype != dtype_of(p)) throw BadArgument{"has another dtype than expected"};
     }
 
     void match_leading(const View& view, int rest) {
@@ -103,7 +107,7 @@ class Signature {
     // The view of a new contiguous tensor, yet without data, as `p` wants it.
     View contiguous(const Parameter& p) const {
       View view;
-      view.dtype = dtype;
+      view.dtype = dtype_of(p);
       if (p.any_leading)
         for (int i = 0; i < leading_rank; ++i) view.sizes[view.rank++] = leading->sizes[i];
       for (const char letter : p.letters) view.sizes[view.rank++] = axis[int(letter)];
@@ -162,10 +166,38 @@ class Signature {
       const View& view = call.tensors[tensors++];
       if (view.dtype != Dtype::none) bound.match(p, view);
     });
+    for (const Relation& relation : relations_) relation.check(bound);
     return bound;
   }
 
  private:
+  // An axis is a multiple of another, or above 0.
+  struct Relation {
+    char axis, divisor;
+
+    void check(const Bound& bound) const {
+      const int64_t size = bound.axis[int(axis)], by = divisor ? bound.axis[int(divisor)] : 1;
+      if (by == 0 || size % by || (!divisor && size == 0))
+        throw BadArgument{"has " + std::to_string(size) + " on axis " + axis + ", expected " +
+                          (divisor ? "a multiple of " + std::to_string(by) : "more")};
+    }
+  };
+
+  static Relation relation(const std::string& text) {
+    const std::string between = " multiple of ";
+    const size_t at = text.find(between);
+    return {text[0], at == std::string::npos ? char(0) : text[at + between.size()]};
+  }
+
+  template <class F>
+  static void split(const std::string& text, F f) {
+    for (size_t at = 0; at < text.size();) {
+      const size_t comma = std::min(text.find(", ", at), text.size());
+      f(text.substr(at, comma - at));
+      at = comma + 2;
+    }
+  }
+
   static Parameter parse(std::string text) {
     Parameter p;
     const auto take = [&](const char* word) {
@@ -230,6 +262,7 @@ class Signature {
   }
 
   std::vector<Parameter> parameters_;
+  std::vector<Relation> relations_;
 };
 
 }  // namespace mmkern

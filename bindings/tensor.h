@@ -54,6 +54,8 @@ class TensorReader {
     read_plain(object, view);
   }
 
+  PyObject* torch_dtype(Dtype dtype) const { return dtypes_[int(dtype)]; }
+
   // Of a tensor that shows its memory as it is.
   void read_plain(PyObject* object, View& view) const {
     if (exchange_)

@@ -290,6 +290,7 @@ def test_tables_show_the_figures() -> None:
     assert all(part in text for part in ("aaaa → bbbb", "2.00x", "same"))
 
 
+@pytest.mark.slow
 def test_picture_is_drawn_with_few_and_with_many_cases(tmp_path: Path) -> None:
     for count in (0, 1, 30):
         modes = ("forward", "forward+backward", "call")

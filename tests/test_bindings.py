@@ -79,6 +79,7 @@ def test_threads_must_be_a_number() -> None:
         kernels.lorentz_exp_map0(x(2, 3), 1.0, x(2, 3), "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", kernels.isa_levels)
 def test_every_level_that_this_cpu_runs(level: str) -> None:
     code = (
@@ -94,6 +95,7 @@ def test_every_level_that_this_cpu_runs(level: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_level_is_refused() -> None:
     environment = os.environ | {"MMKERN_CPU_ISA": "mmx"}
     code = "import torch, mmkern._C"

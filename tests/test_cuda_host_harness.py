@@ -156,6 +156,7 @@ def test_a_wrong_wait_reads_poison(launcher: HostLauncher) -> None:
     assert run(launcher, "pipeline<Bug::wrong_wait>", torch.zeros(64), threads=64, input=x).isnan().any()
 
 
+@pytest.mark.slow
 def test_the_address_sanitizer_sees_shared_memory() -> None:
     code = (
         "import torch, ctypes\n"

@@ -347,6 +347,49 @@ def test_the_short_way_leaves_transforms_and_unfit_arguments_alone() -> None:
     assert [*seen, *(directly(*arguments) for arguments in unfit)] == [NotImplemented] * (1 + len(unfit))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None, bias: Any = None, softcap: float = 0.0) -> list[Any]:
+    return [q, k, v, key_mask, None, None, bias, None, None, 0.5, softcap, -1, -1, 1, 0.0]
+
+
+@pytest.mark.parametrize("dtype", backends.BACKENDS[0].dtypes, ids=str)
+def test_the_short_way_of_two_outputs_and_optional_arguments(dtype: torch.dtype) -> None:
+    op = contract.op_of("cross_attention")
+    q, k, v = (torch.randn(2, heads, 5, 8).to(dtype).requires_grad_() for heads in (4, 2, 2))
+    mask = torch.rand(2, 5) < 0.7
+    for key_mask, bias in ((None, None), (mask, None), (mask, torch.randn(1, 4, 1, 5).to(dtype).requires_grad_())):
+        args = attend(q, k, v, key_mask, bias)
+        out, lse = op._direct(*args)
+        expected = op._routed(op._prepare(args))
+        assert torch.equal(out, expected[0])
+        assert torch.equal(lse, expected[1])
+        inputs = [x for x in (q, k, v, bias) if x is not None]
+        loss, other = (o.float().sum() + torch.where(s.isinf(), 0, s).sum() for o, s in ((out, lse), expected))
+        for a, b in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(other, inputs), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_short_way_of_attention_leaves_alone_what_its_kernel_does_not_take() -> None:
+    op = contract.op_of("cross_attention")
+    q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
+    assert op._direct(*attend(q, k, k)) is not NotImplemented
+    unfit = [
+        attend(q.transpose(1, 2).contiguous().transpose(1, 2), k, k),  # outputs lie as q does
+        attend(q[:, :3], k, k),
+        attend(q, k[:, :0], k[:, :0]),
+        attend(q[..., :0], k[..., :0], k),
+        attend(q, k, k[:, :, :5]),
+        attend(q.double(), k, k),
+        attend(q, k, k, key_mask=torch.ones(2, 5, dtype=torch.bool)),
+        attend(q, k, k, key_mask=torch.ones(2, 6)),
+        attend(q, k, k, bias=torch.ones(5, 6)),
+        attend(q, k, k, bias=torch.ones(1, 1, 5, 6).double()),
+        attend(q, k, k, softcap=-1.0),
+    ]
+    assert [op._direct(*args) for args in unfit] == [NotImplemented] * len(unfit)
+    with torch.autocast("cpu"):
+        assert op._direct(*attend(q, k, k)) is NotImplemented
+
+
 def test_a_tensor_that_outlived_its_transform() -> None:
     x, kept = torch.randn(3, 4), []
     torch.func.grad(lambda v: (kept.append(v), v.sum())[1])(x)
@@ -364,6 +407,7 @@ def test_views_that_change_the_sign() -> None:
     assert torch.equal(gradient, expected)
 
 
+@pytest.mark.slow
 def test_torch_without_dlpack_for_c() -> None:
     code = (
         "import torch; vars(torch.Tensor).get('__dlpack_c_exchange_api__') and delattr(torch.Tensor, "
@@ -383,6 +427,7 @@ def test_dense_rows_copies_only_what_it_must() -> None:
         assert _define.dense_rows(view).is_contiguous()
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = (
         "import time, torch; start = time.perf_counter(); import mmkern; print(time.perf_counter() - start);"
@@ -393,6 +438,7 @@ def test_import_is_light() -> None:
     assert float(out.stdout) < 1.0  # 0.1 s on a quiet machine; a test must not hang on a busy one
 
 
+@pytest.mark.slow
 def test_one_openmp_runtime() -> None:
     code = (
         "import mmkern, torch; x = torch.randn(512, 512); mmkern.ops.lorentz_exp_map0(x, 1.0); torch.mm(x, x);"

@@ -73,6 +73,7 @@ def attend_in_ring(
     return [out.detach(), lse.detach(), *torch.autograd.grad(loss, leaves)]
 
 
+@pytest.mark.slow
 def test_ring(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     multiprocessing.spawn(process, (store,), nprocs=WORLD)

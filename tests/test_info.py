@@ -52,12 +52,14 @@ def without_extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_runs_as_a_command() -> None:
     text = run_info(PACKAGE.parent, "-m", "mmkern", "info")
     assert mmkern.__version__ in text
     assert "backend reference" in text
 
 
+@pytest.mark.slow
 def test_says_what_is_missing_and_why(without_extension: Path) -> None:
     text = run_info(without_extension, "-c", WITHOUT_EXTENSION, "info")
     lines = {line.strip().split("  ")[0]: line for line in text.splitlines() if line.strip()}
@@ -67,6 +69,7 @@ def test_says_what_is_missing_and_why(without_extension: Path) -> None:
     assert "available" in lines["backend reference"]
 
 
+@pytest.mark.slow
 def test_json_of_an_install_without_compiler(without_extension: Path) -> None:
     found = json.loads(run_info(without_extension, "-c", WITHOUT_EXTENSION, "info", "--json"))
     assert found["isa"].startswith("none: ")

@@ -226,6 +226,7 @@ except RuntimeError as error:
     assert out.split() == ["True", "0", "1", "True"]
 
 
+@pytest.mark.slow
 def test_can_be_turned_off() -> None:
     code = (
         "import torch; from mmkern import memory; x = memory.empty((1 << 20,), torch.empty(0)); print(memory.stats())"

@@ -53,6 +53,7 @@ def compiled(nvrtc: ModuleType, kernels: tuple[str, ...], architecture: str, *op
         nvrtc.destroyProgram(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_machine_code(nvrtc: ModuleType, architecture: str) -> None:
     cubin, names = compiled(nvrtc, SOME, architecture)

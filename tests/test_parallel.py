@@ -67,6 +67,7 @@ OWN_REGION = "library.visit_blocks(ctypes.c_int64(64), 2, (ctypes.c_int * 64)())
 TORCH_REGION = "import torch; torch.set_num_threads(2); torch.ones(1 << 22).add_(1)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start_threads", "run_region", "shares"),
     [("", "", 1), ("", OWN_REGION, 0), (TORCH_REGION, "", 0), ("", TORCH_REGION, 0)],

@@ -6,6 +6,8 @@ namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace {
 
+#define MMKERN_RELATIONS "h multiple of g, d positive; "
+
 #define MMKERN_PROBLEM                                                                                                 \
   "strided q: bhld, strided k: bgsd, strided v: bgse, opt bool strided key_mask: bs, opt bool broadcast attn_mask: "   \
   "bhls, opt broadcast attn_bias: bhls, opt broadcast bias: bhls, opt int64 prefix_lengths: b, opt int64 seed: t, "    \
@@ -23,19 +25,24 @@ namespace {
   }
 
 const KernelEntry kEntries[] = {
-    {"cross_attention", MMKERN_PROBLEM ", strided out: bhle, acc lse: bhl", MMKERN_BY_ACCUMULATION(forward)},
+    {"cross_attention", MMKERN_RELATIONS MMKERN_PROBLEM ", strided out: bhle, acc lse: bhl",
+     MMKERN_BY_ACCUMULATION(forward)},
     {"cross_attention_backward",
+     MMKERN_RELATIONS
      "strided grad: bhle, acc grad_lse: bhl, " MMKERN_PROBLEM
      ", strided out: bhle, acc lse: bhl, opt strided grad_q: bhld, opt strided grad_k: bgsd, opt strided grad_v: bgse, "
      "opt acc broadcast grad_attn_bias: bhls, opt acc broadcast grad_bias: bhls",
      MMKERN_BY_ACCUMULATION(backward)},
-    {"cross_attention_varlen", MMKERN_PACKED ", strided out: the, acc lse: ht", MMKERN_BY_ACCUMULATION(forward_varlen)},
+    {"cross_attention_varlen", MMKERN_RELATIONS MMKERN_PACKED ", strided out: the, acc lse: ht",
+     MMKERN_BY_ACCUMULATION(forward_varlen)},
     {"cross_attention_varlen_backward",
+     MMKERN_RELATIONS
      "strided grad: the, acc grad_lse: ht, " MMKERN_PACKED
      ", strided out: the, acc lse: ht, opt strided grad_q: thd, opt strided grad_k: sgd, opt strided grad_v: sge",
      MMKERN_BY_ACCUMULATION(backward_varlen)},
 };
 
+#undef MMKERN_RELATIONS
 #undef MMKERN_PROBLEM
 #undef MMKERN_PACKED
 #undef MMKERN_BY_ACCUMULATION

@@ -7,7 +7,8 @@ whose kernels are found by the op's name.
 A call takes one of five ways:
 
 * eager on the CPU: one call into ``mmkern._C`` (bindings/direct.h), which checks, allocates and runs, and comes back
-  to record a classic ``autograd.Function`` where a gradient is needed. 2 µs more than the kernel and its output.
+  to record a classic ``autograd.Function`` where a gradient is needed. 2 µs more than the kernel and its output. Not
+  for ops whose checks say more than the kernel's signature.
 * eager elsewhere, or with arguments that no kernel takes as they are: checked and arranged, then the same.
 * a compiler or a dispatch mode is active, or a tensor subclass came: ``torch.ops.mmkern.<name>``.
 * a functorch transform is active: a second Function with ``setup_context`` and ``vmap``.
@@ -95,6 +96,7 @@ class Op:
     autocast: Autocast
     second_derivative: bool
     backward_reads_outputs: bool
+    is_checked_by_signature: bool
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,8 +108,7 @@ class Op:
         # Sums over many rows come back in the dtype of the sum.
         self.wide_gradients = (*self.scalars, *(i for i in self.tensors if self.arguments[i].is_broadcast))
         self.names = tuple(a.name for a in self.arguments)
-        goes_directly = len(self.outputs) == 1 and not {"grid", "fixed"} & set(kinds)
-        self._direct = backends.direct(self, memory.empty, _record) if goes_directly else None
+        self._direct = backends.direct(self, memory.empty, _record) if self.is_checked_by_signature else None
 
     # ---- The call ----------------------------------------------------------------------------------------------
 
@@ -491,6 +492,7 @@ def define(
     autocast: Autocast = "float32",
     second_derivative: bool = True,
     backward_reads_outputs: bool = False,
+    is_checked_by_signature: bool = True,
 ) -> Op:
     """State an op once; returns the callable.
 
@@ -506,6 +508,7 @@ def define(
         autocast: under autocast, run in float32, in autocast's own dtype, or in what came.
         second_derivative: the reference can be differentiated twice.
         backward_reads_outputs: the backward kernel takes the outputs after the arguments.
+        is_checked_by_signature: what the CPU kernel's signature accepts, ``requires`` would accept too.
     """
     name, _, rest = schema.partition("(")
     arguments = tuple(
@@ -524,6 +527,7 @@ def define(
         autocast,
         second_derivative,
         backward_reads_outputs,
+        is_checked_by_signature,
     )
     OPS[name] = op
     _register(op, schema)

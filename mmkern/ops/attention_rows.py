@@ -142,6 +142,7 @@ _rotary_embedding = define(
     kinds={"x": "grid", "weight": "grid", "cos": "fixed", "sin": "fixed"},
     arrange=_arrange,
     autocast="keep",
+    is_checked_by_signature=False,
 )
 
 

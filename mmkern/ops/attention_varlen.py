@@ -82,6 +82,7 @@ _cross_attention_varlen = define(
     autocast="lower",
     second_derivative=False,
     backward_reads_outputs=True,
+    is_checked_by_signature=False,
 )
 
 
