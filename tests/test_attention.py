@@ -198,6 +198,22 @@ def test_autocast_runs_in_its_dtype() -> None:
     assert torch.equal(out, ops.cross_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
 
 
+def test_what_an_earlier_call_left_in_memory_does_not_matter() -> None:
+    """Keys hidden at the beginning: a tile begins before the first one that is seen."""
+    torch.set_num_threads(1)
+    q, k, v = (x.requires_grad_() for x in qkv())
+    mask = torch.arange(k.shape[2])[None].expand(k.shape[0], -1) >= 3
+    everything = torch.ones_like(mask)
+
+    def run(key_mask: Tensor, factor: float) -> list[Tensor]:
+        out = ops.cross_attention(q, factor * k, factor * v, key_mask=key_mask)
+        return [out.detach(), *torch.autograd.grad(out.sum(), (q, k, v))]
+
+    expected = run(mask, 1.0)
+    run(everything, math.nan)
+    assert all(torch.equal(a, b) for a, b in zip(run(mask, 1.0), expected, strict=True))
+
+
 def test_meta_gives_the_shapes() -> None:
     q, k, v = (x.to("meta") for x in qkv())
     out, lse = ops.cross_attention(q, k, v, return_lse=True)
