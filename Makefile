@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONSAFEPATH = 1
-# What is imported is compiled then, once; of torch and transformers that is a small part.
+# Installs write no bytecode (--no-compile): the first import of a module does, and little of torch is ever imported.
 unexport PYTHONDONTWRITEBYTECODE
 # Kernels for the device that is here, or for one architecture; a wheel has those for each.
 DEVICE = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)

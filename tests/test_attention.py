@@ -22,7 +22,7 @@ from mmkern import ops
 from mmkern.ops._define import OPS
 from mmkern.reference.attention import kept
 from tests import contract
-from tests.cases.attention import CASES, between_words
+from tests.cases.attention import CASES, shares_at_a_word
 from tests.cases.case import Case
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -258,12 +258,12 @@ def test_dropout_is_drawn_from_the_generator_and_keeps_the_mean() -> None:
 
 
 def test_dropout_draws_the_mask_of_the_reference() -> None:
-    """Bit by bit: v of ones on a diagonal shows the weights. The share is between two words of the draw."""
+    """Bit by bit: v of ones on a diagonal shows the weights. The shares are a word of the draw, and just above it."""
     seed = torch.tensor([2**63 - 9, 2**32 - 700])
-    share = between_words(seed)
     q, k, v = torch.zeros(2, 4, 20, 4), torch.zeros(2, 4, 70, 4), torch.eye(70).expand(2, 4, 70, 70)
-    out, _ = OPS["cross_attention"](q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, share)  # type: ignore[misc]
-    assert torch.equal(out != 0, kept(out.shape, seed, share))
+    for share in shares_at_a_word(seed):
+        out, _ = OPS["cross_attention"](q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, share)  # type: ignore[misc]
+        assert torch.equal(out != 0, kept(out.shape, seed, share))
 
 
 def test_dropout_of_nearly_everything() -> None:

@@ -125,11 +125,11 @@ def seed(g: torch.Generator, n: Sizes) -> Tensor:
     return torch.tensor([2**40 + 7, 2**33 + 5])
 
 
-def between_words(seed: Tensor) -> float:
-    """A share of dropout that is just above a number drawn for the first row; in float32 it would be that number."""
+def shares_at_a_word(seed: Tensor) -> tuple[float, float]:
+    """Shares of dropout: a number drawn for the first row, and just above it; in float32 both are that number."""
     words = philox(seed[0], seed[1] + torch.arange(16)).flatten()
     steps = int(words[words >= 2**31][0]) >> 8
-    return (steps + 0.4) / 2**24
+    return steps / 2**24, (steps + 0.4) / 2**24
 
 
 def prefixes(g: torch.Generator, n: Sizes) -> Tensor:
