@@ -13,6 +13,9 @@ NATIVE := setup.py pyproject.toml $(shell find csrc bindings -type f)
 
 .PHONY: demo test test-fast test-matrix lint format bench bench-check gpu-report gpu sanitize docs-memory wheel clean
 
+# Threads that wait for each other in a loop, two to a core, would take most of the tests' time.
+test test-fast test-matrix sanitize: export OMP_WAIT_POLICY = passive
+
 demo: $(VENV)/.demo
 	$(BIN)/python -m mmkern demo
 
