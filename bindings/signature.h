@@ -175,7 +175,9 @@ class Signature {
   struct Relation {
     char axis, divisor;
 
+    // Of an axis that no tensor has, nothing is asked.
     void check(const Bound& bound) const {
+      if (!bound.known[int(axis)] || (divisor && !bound.known[int(divisor)])) return;
       const int64_t size = bound.axis[int(axis)], by = divisor ? bound.axis[int(divisor)] : 1;
       if (by == 0 || size % by || (!divisor && size == 0))
         throw BadArgument{"has " + std::to_string(size) + " on axis " + axis + ", expected " +

@@ -20,7 +20,7 @@ constexpr int64_t bytes_of(Dtype dtype) {
 constexpr bool is_floating(Dtype dtype) { return dtype < Dtype::int64; }
 
 constexpr int kMaxRank = 12;
-constexpr int kMaxTensors = 20;
+constexpr int kMaxTensors = 24;
 constexpr int kMaxScalars = 8;
 
 struct View {

@@ -7,7 +7,7 @@ keys, dk and dv along the queries of all heads that share them, the gradients of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,13 +19,18 @@ from mmkern.kernels.attention_call import (
     KEY_BLOCKS_BESIDE_BIAS,
     NUMBERS,
     QUERY_BLOCKS,
+    SOURCE_BLOCKS,
+    SOURCE_NUMBERS,
     Call,
 )
 from mmkern.kernels.attention_tiles import (
+    Strided,
+    counters,
     gradient_of_scores,
     head_at,
     kept,
     keys_seen,
+    load_gate,
     load_rows,
     queries_seeing,
     scores,
@@ -36,6 +41,8 @@ from mmkern.kernels.attention_tiles import (
 from mmkern.kernels.rows import unit_stride
 from mmkern.kernels.scalar_math import div, log1p
 from torch import Tensor
+
+from mmkern.reference import attention as reference
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -64,9 +71,39 @@ def forward_kernel(
     head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * QUERIES
     q = load_rows(problem.q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
-    total = tl.zeros([QUERIES, VALUE_BLOCK], tl.float32)
-    norm = tl.zeros([QUERIES], tl.float32)
+    softmax = _no_keys(QUERIES, VALUE_BLOCK)
+    softmax = _follow_keys(
+        problem, head, q, first, None, softmax, WIDTH, VALUE_WIDTH, BAND, QUERIES, KEYS, BLOCK, VALUE_BLOCK
+    )
+    store_rows(out, head.q_batch, head.h, first, head.queries, _normalised(softmax, problem), VALUE_WIDTH)
+    # The norm has a term 1, the top's own: log1p of the others keeps their digits.
+    norm, i = softmax.norm, tl.arange(0, QUERIES)
+    log_norm = tl.where(norm == 0, -float("inf"), softmax.top + log1p(norm - 1))
+    tl.store(lse + head.row + first + i, log_norm, i < head.queries - first)
+
+
+class Softmax(NamedTuple):
+    """Of a tile of queries, over the keys so far. Made in a kernel."""
+
+    total: Any  # Σ exp(score - top) v
+    norm: Any  # Σ exp(score - top)
+    top: Any  # the largest score
+
+
+@triton.jit
+def _no_keys(QUERIES: tl.constexpr, VALUE_BLOCK: tl.constexpr):
     top = tl.full([QUERIES], -float("inf"), tl.float32)
+    return Softmax(tl.zeros([QUERIES, VALUE_BLOCK], tl.float32), tl.zeros([QUERIES], tl.float32), top)
+
+
+@triton.jit
+def _follow_keys(
+    problem, head, q, first, gate, softmax,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The softmax with all keys of the problem that these queries see; their weights are multiplied by the gate."""
+    total, norm, top = softmax.total, softmax.norm, softmax.top
     i, j = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     begin, end = keys_seen(first, head, BAND, QUERIES, KEYS)
     for start in range(begin, end, KEYS):
@@ -82,14 +119,77 @@ def forward_kernel(
         norm = norm * fade + tl.sum(weight, 1)
         if problem.seed is not None:
             weight = tl.where(kept(first, start, problem, head, QUERIES, KEYS), weight, 0.0)
+        if gate is not None:
+            weight *= gate[:, None]
         v = load_rows(problem.v, head.k_batch, head.shared, start, head.keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
         total = tl.dot(weight.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
+    return Softmax(total, norm, top)
 
-    inverse = problem.keep_scale / tl.where(norm == 0, 1.0, norm)
-    store_rows(out, head.q_batch, head.h, first, head.queries, total * inverse[:, None], VALUE_WIDTH)
-    # The norm has a term 1, the top's own: log1p of the others keeps their digits.
-    log_norm = tl.where(norm == 0, -float("inf"), top + log1p(norm - 1))
-    tl.store(lse + head.row + first + i, log_norm, i < head.queries - first)
+
+@triton.jit
+def _normalised(softmax, problem):
+    inverse = problem.keep_scale / tl.where(softmax.norm == 0, 1.0, softmax.norm)
+    return softmax.total * inverse[:, None]
+
+
+@triton.jit(do_not_specialize=("heads", "queries", "rows", "threshold", *SOURCE_NUMBERS))
+def sources_kernel(
+    problems,  # one for each source
+    gates,
+    out,
+    heads,
+    queries,
+    rows,  # B·H·L
+    threshold,
+    share0,
+    share1,
+    share2,
+    share3,
+    keys0,
+    keys1,
+    keys2,
+    keys3,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    BAND: tl.constexpr,
+    JOINT: tl.constexpr,  # one softmax over the keys of all
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """One program takes QUERIES queries of a head and walks along the keys of one source after another."""
+    tile, number = tile_and_head(tl.cdiv(queries, QUERIES))
+    first = tile * QUERIES
+    share, keys = (share0, share1, share2, share3), (keys0, keys1, keys2, keys3)
+    head = head_at(problems[0], number, heads, share[0], queries, keys[0], 0, 0, 0, threshold)
+    q = load_rows(problems[0].q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
+    result = tl.zeros([QUERIES, VALUE_BLOCK], tl.float32)
+    softmax = _no_keys(QUERIES, VALUE_BLOCK)
+    counter = 0  # of Philox, for the first weight of the source
+    for s in tl.static_range(len(problems)):
+        problem = problems[s]
+        head = head_at(problem, number, heads, share[s], queries, keys[s], 0, 0, 0, threshold, counter)
+        counter += tl.to_tensor(rows).to(tl.int64) * counters(keys[s])
+        gate = None
+        if gates[s] is not None:
+            gate = load_gate(gates[s], first, head, QUERIES)
+        if JOINT:
+            softmax = _follow_keys(
+                problem, head, q, first, gate, softmax, WIDTH, VALUE_WIDTH, BAND, QUERIES, KEYS, BLOCK, VALUE_BLOCK
+            )
+        else:
+            alone = _follow_keys(
+                problem, head, q, first, None, _no_keys(QUERIES, VALUE_BLOCK),
+                WIDTH, VALUE_WIDTH, BAND, QUERIES, KEYS, BLOCK, VALUE_BLOCK,
+            )  # fmt: skip
+            found = _normalised(alone, problem)
+            if gate is not None:
+                found *= gate[:, None]
+            result += found
+    if JOINT:
+        result = _normalised(softmax, problems[0])
+    store_rows(out, head.q_batch, head.h, first, head.queries, result, VALUE_WIDTH)
 
 
 @triton.jit
@@ -388,6 +488,36 @@ def cross_attention_varlen(*given: Any) -> None:
     """``(q, k, v, cu_seqlens_q, …, dropout_p, out, lse)``."""
     *args, out, lse = given
     _forward(Call.packed(args), out, lse)
+
+
+def multi_source_attention(*given: Any) -> None:
+    """``(q, k0, v0, gate0, key_mask0, bias0, k1, …, seed, scale, softcap, joint, dropout_p, out)``."""
+    *args, out = given
+    a = reference.SourcesArguments.of(args)
+    calls = [Call.padded(a.problem(source, a.seed)) for source in a.sources]
+    first, absent = calls[0], [0] * (reference.MAX_SOURCES - len(calls))
+    blocks = first.blocks(SOURCE_BLOCKS)
+    numbers = (
+        first.heads,
+        first.queries,
+        first.batch * first.heads * first.queries,
+        first.threshold,
+        *(call.share for call in calls),
+        *absent,
+        *(call.keys for call in calls),
+        *absent,
+    )
+    gates = tuple(Strided.broadcast(source.gate) for source in a.sources)
+    first.launch_with(
+        tuple(call.problem for call in calls),
+        numbers,
+        sources_kernel,
+        first.row_programs(blocks),
+        blocks,
+        gates,
+        first.strided(out),
+        JOINT=bool(a.joint),
+    )
 
 
 def _forward(call: Call, out: Tensor, lse: Tensor) -> None:

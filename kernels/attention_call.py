@@ -18,6 +18,8 @@ from mmkern.reference import attention as reference
 # Numbers that every kernel takes after its tensors, and for which it is not compiled anew.
 NUMBERS = ("heads", "share", "queries", "keys", "left", "right", "bottom_right", "threshold")
 
+SOURCE_NUMBERS = tuple(f"{number}{i}" for number in ("share", "keys") for i in range(reference.MAX_SOURCES))
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -34,6 +36,11 @@ class Blocks:
 FORWARD_BLOCKS = {
     2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
     4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
+}
+# A second sum lies beside the first in the registers.
+SOURCE_BLOCKS = {
+    2: {64: Blocks(128, 64, 8, 2), 128: Blocks(64, 32, 8, 2), 256: Blocks(32, 32, 8)},
+    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
 }
 QUERY_BLOCKS = {
     2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
@@ -67,6 +74,8 @@ class Call:
         self.strided = Strided.of if segments is None else Strided.packed
         self.batch, self.heads, self.queries = batch, q.shape[1], queries
         self.groups, self.keys = k.shape[1], keys
+        self.share = self.heads // max(self.groups, 1)
+        self.threshold = least_step(a.dropout_p)
         drops = a.seed is not None and a.dropout_p > 0
         self.problem = Problem(
             self.strided(q),
@@ -87,13 +96,13 @@ class Call:
         far = queries + keys  # as good as no bound
         self.numbers = (
             self.heads,
-            self.heads // max(self.groups, 1),
+            self.share,
             queries,
             keys,
             min(a.left, far) if a.left >= 0 else far,
             min(a.right, far) if a.right >= 0 else far,
             int(a.alignment == reference.BOTTOM_RIGHT),
-            least_step(a.dropout_p),
+            self.threshold,
         )
         self.constants = {
             "WIDTH": q.shape[-1],
@@ -133,13 +142,26 @@ class Call:
         return replace(blocks, queries=_FEW_QUERIES) if self.queries <= _FEW_QUERIES else blocks
 
     def launch(self, kernel: Any, programs: int, blocks: Blocks, *tensors: Any, **constants: Any) -> None:
+        self.launch_with(self.problem, self.numbers, kernel, programs, blocks, *tensors, **constants)
+
+    def launch_with(
+        self,
+        problem: Problem | tuple[Problem, ...],
+        numbers: tuple[int, ...],
+        kernel: Any,
+        programs: int,
+        blocks: Blocks,
+        *tensors: Any,
+        **constants: Any,
+    ) -> None:
+        """With this call's widths, and another problem."""
         if programs == 0:
             return
         with torch.cuda.device_of(self.problem.q.data):
             kernel[(programs,)](
-                self.problem,
+                problem,
                 *tensors,
-                *self.numbers,
+                *numbers,
                 **self.constants,
                 **constants,
                 QUERIES=blocks.queries,

@@ -101,18 +101,18 @@ class Head(NamedTuple):
 
 
 @triton.jit
-def head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold):
+def head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold, first_counter=0):
     """Head ``number`` among those of all batches. Of packed sequences ``queries`` and ``keys`` are the most."""
     number = tl.to_tensor(number).to(tl.int64)
     b, h = number // heads, number % heads
     q_batch, k_batch, row = b, b, number * queries
-    counter = row * _counters(keys)
+    counter = row * counters(keys) + first_counter
     if problem.segments is not None:
         longest = keys
         q_batch, queries = _segment(problem.segments.of_q + b, problem.segments.queries)
         k_batch, keys = _segment(problem.segments.of_k + b, problem.segments.keys)
         row = h * problem.segments.queries + q_batch
-        counter = q_batch * heads * _counters(longest) + h * queries * _counters(keys)
+        counter = q_batch * heads * counters(longest) + h * queries * counters(keys)
     prefix = 0
     if problem.prefix_lengths is not None:
         prefix = tl.load(problem.prefix_lengths + b)
@@ -121,7 +121,7 @@ def head_at(problem, number, heads, share, queries, keys, left, right, bottom_ri
 
 
 @triton.jit
-def _counters(keys):
+def counters(keys):
     """To a row of the weights: a counter has four words."""
     return ((keys + 3) // 4).to(tl.int64)
 
@@ -184,6 +184,13 @@ def _load_broadcast(x, i, j, head):
     else:
         at = _along(_along(at, i, x.strides[2]), j, x.strides[3])
         return tl.load(at, _before(i, head.queries) & _before(j, head.keys), 0)
+
+
+@triton.jit
+def load_gate(x, first, head, QUERIES: tl.constexpr):
+    """Of the queries from ``first`` on: a number each, or one for all."""
+    gate = _load_broadcast(x, (first, tl.arange(0, QUERIES)), (0, 0), head).to(tl.float32)
+    return tl.broadcast_to(gate, [QUERIES])
 
 
 @triton.jit
@@ -289,7 +296,7 @@ def scores(product, i, j, problem, head, BAND: tl.constexpr):
 @triton.jit
 def kept(query, key, problem, head, QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """Which weights dropout keeps, ``[QUERIES, KEYS]`` from this query and key on."""
-    counter = head.counter + (query + tl.arange(0, QUERIES)) * _counters(head.keys)
+    counter = head.counter + (query + tl.arange(0, QUERIES)) * counters(head.keys)
     return at_least(head.threshold, problem.seed, counter, key, KEYS)
 
 

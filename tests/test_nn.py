@@ -218,7 +218,7 @@ def test_a_source_that_is_hidden_adds_nothing() -> None:
         (TypeError, r"sources\[0\] is int, expected a Source", [0], {}),
         (
             ValueError,
-            r"sources\[0\]: cross_attention: k has shape",
+            r"sources\[0\]: k has shape",
             [ops.Source(randn(1, 1, 2, 3), randn(1, 1, 2, 3))],
             {},
         ),

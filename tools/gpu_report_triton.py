@@ -52,7 +52,7 @@ _PAIR = ("lorentz_exp_map", "lorentz_log_map", "mobius_add", "poincare_exp_map",
 _VALUE = ("lorentz_distance", "poincare_distance", "lorentz_exterior_angle", "lorentz_entailment_loss")
 ROW_WISE = (*_RADIAL, *_PAIR, *_VALUE, "lorentz_half_aperture", "lorentz_parallel_transport", "lorentz_centroid")
 PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pairwise_distance")
-ATTENTION, PACKED = "cross_attention", "cross_attention_varlen"
+ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi_source_attention"
 # Of rotations: whether they normalize, and interleave; those leave half a head as it is.
 MERGE = "merge_attention"
 ROTATIONS = {
@@ -80,6 +80,7 @@ def variants(everything: bool = False) -> list[Variant]:
             calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
             for op in (ATTENTION, PACKED):
                 found += [Variant(op, dtype, depth, backward, 512, masked) for backward, masked in calls]
+            found += [Variant(SOURCES, dtype, depth, rows=512, masked=masked) for masked in (False, True)]
         found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 256)]
     if everything:
         dtypes = ("float32", "bfloat16", "float16")
@@ -97,6 +98,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _attention_call(variant)
     if variant.op == PACKED:
         return _packed_call(variant)
+    if variant.op == SOURCES:
+        return _sources_call(variant)
     if variant.op == MERGE or variant.op in ROTATIONS:
         return _attention_rows_call(variant)
     torch.manual_seed(0)
@@ -182,6 +185,25 @@ def _packed_call(variant: Variant) -> tuple[Callable[[], None], int]:
         attention.cross_attention_varlen_backward(*given, *arguments, *outs, *gradients)
 
     return launch, _bytes([*used, *given, *gradients])
+
+
+def _sources_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """Two sources of two heads, the second gated; masked: a softmax over both, of which the first has a key mask."""
+    import torch
+    from mmkern.kernels import attention
+
+    from mmkern.reference.attention import MAX_SOURCES, Source
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, variant.dtype)
+    n, d = variant.rows, variant.depth
+    q, *heads, out = (torch.randn(1, 2, n, d).to(dtype) for _ in range(6))
+    mask = torch.ones(1, n, dtype=torch.bool) if variant.masked else None
+    places = [*heads[:2], None, mask, None, *heads[2:], torch.ones(1, 2, n, 1).to(dtype), None, None]
+    absent = [None] * (MAX_SOURCES * len(Source._fields) - len(places))
+    arguments = [q, *places, *absent, None, d**-0.5, 0.0, variant.masked, 0.0]
+    used = [x for x in (*arguments, out) if isinstance(x, torch.Tensor)]
+    return lambda: attention.multi_source_attention(*arguments, out), _bytes(used)
 
 
 def _attention_rows_call(variant: Variant) -> tuple[Callable[[], None], int]:

@@ -19,6 +19,12 @@ namespace {
   "nonnegative softcap, "                                                                                              \
   "number left, number right, number alignment, nonnegative dropout_p"
 
+// The axes of heads and keys are those of the source alone.
+#define MMKERN_SOURCE(i, opt, heads, keys)                                                                             \
+  opt "strided k" #i ": b" heads keys "d, " opt "strided v" #i ": b" heads keys "e, opt broadcast gate" #i             \
+      ": bhlo, "                                                                                                       \
+      "opt bool strided key_mask" #i ": b" keys ", opt broadcast bias" #i ": bhl" keys ", "
+
 #define MMKERN_BY_ACCUMULATION(function)                                                                               \
   [](const Call& call) {                                                                                               \
     call[0].dtype == Dtype::float64 ? attention::function<double>(call) : attention::function<float>(call);            \
@@ -33,6 +39,12 @@ const KernelEntry kEntries[] = {
      ", strided out: bhle, acc lse: bhl, opt strided grad_q: bhld, opt strided grad_k: bgsd, opt strided grad_v: bgse, "
      "opt acc broadcast grad_attn_bias: bhls, opt acc broadcast grad_bias: bhls",
      MMKERN_BY_ACCUMULATION(backward)},
+    {"multi_source_attention",
+     "h multiple of g, h multiple of i, h multiple of m, h multiple of u, d positive; strided q: bhld, " MMKERN_SOURCE(
+         0, "", "g", "s") MMKERN_SOURCE(1, "opt ", "i", "j") MMKERN_SOURCE(2, "opt ", "m", "n")
+         MMKERN_SOURCE(3, "opt ", "u", "w") "opt int64 seed: t, number scale, nonnegative softcap, number joint, "
+                                            "nonnegative dropout_p, strided out: bhle",
+     MMKERN_BY_ACCUMULATION(forward_sources)},
     {"cross_attention_varlen", MMKERN_RELATIONS MMKERN_PACKED ", strided out: the, acc lse: ht",
      MMKERN_BY_ACCUMULATION(forward_varlen)},
     {"cross_attention_varlen_backward",
@@ -45,6 +57,7 @@ const KernelEntry kEntries[] = {
 #undef MMKERN_RELATIONS
 #undef MMKERN_PROBLEM
 #undef MMKERN_PACKED
+#undef MMKERN_SOURCE
 #undef MMKERN_BY_ACCUMULATION
 
 }  // namespace

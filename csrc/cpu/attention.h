@@ -68,6 +68,7 @@ struct Problem {
   const Broadcast biases[kBiases];
   const int64_t* const prefixes;
   const int64_t* const seed;
+  int64_t first_counter;  // of Philox, for the first weight
   T scale, softcap;
   int64_t left, right;
   Alignment alignment;
@@ -90,6 +91,7 @@ struct Problem {
         biases{Broadcast(call[at + 5]), Broadcast(call[at + 6])},
         prefixes(static_cast<const int64_t*>(call[at + 7].data)),
         seed(static_cast<const int64_t*>(call[at + 8].data)),
+        first_counter(seed ? seed[1] : 0),
         scale(T(call.scalars[0])),
         softcap(T(call.scalars[1])),
         left(bound(call.scalars[2], queries + keys)),
@@ -201,7 +203,7 @@ void transform_scores(const Problem<T>& p, const Row& row, KeyRange band, bool h
 // f(j, factor) for keys j0 + j, j in [0, n): 0 where dropout drops the weight, else 1 / (1 - dropout_p).
 template <class T, class F>
 void for_each_kept(const Problem<T>& p, const Row& row, int64_t j0, int64_t n, F f) {
-  const int64_t fours = (p.keys + 3) / 4, first = p.seed[1] + p.index(row) * fours;
+  const int64_t fours = (p.keys + 3) / 4, first = p.first_counter + p.index(row) * fours;
   for (int64_t four = j0 / 4; four * 4 < j0 + n; ++four) {
     const PhiloxWords drawn = philox(uint64_t(p.seed[0]), uint64_t(first + four));
     for (int lane = 0; lane < 4; ++lane) {
@@ -343,7 +345,7 @@ MMKERN_FN void multiply(T* to, int64_t n, T factor) {
   for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(to) * Vec<T>(factor)); });
 }
 
-inline thread_local ThreadBuffer key_rows, value_rows, sums_block;
+inline thread_local ThreadBuffer key_rows, sums_block;
 
 }  // namespace attention
 }  // namespace MMKERN_ISA

@@ -3,6 +3,8 @@
 // Keys are cut into pieces of a fixed length; what each leaves is merged in their order.
 #pragma once
 
+#include <vector>
+
 #include "attention_forward.h"
 
 namespace mmkern {
@@ -71,12 +73,13 @@ void add_values(const T* weights, const S* v, int64_t stride, int64_t n, int64_t
     for (int64_t i = d; i < width; ++i) sums[i] += weights[j] * T(element(v + j * stride, i));
 }
 
-// What a piece of the keys leaves of each row: the softmax so far, and Σ weight·v.
+// What a piece of the keys leaves of `rows` rows of a unit: the softmax so far, and Σ weight·v.
 template <class T>
-void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>* softmax, T* sums) {
+void decode_piece(const Problem<T>& p, int64_t unit, int64_t first, int64_t rows, KeyRange piece, Softmax<T>* softmax,
+                  T* sums) {
   constexpr int64_t kKeys = 512;  // 128 are 3 % slower
-  const int64_t rows = p.rows_per_group(), batch = unit / p.groups, group = unit % p.groups;
-  const RowBlock<T> block(p, unit, 0, rows);
+  const int64_t batch = unit / p.groups, group = unit % p.groups;
+  const RowBlock<T> block(p, unit, first, rows);
   const KeyRange unmasked = p.unmasked(batch);
   const bool holes = p.has_holes(batch, unmasked);
   T* const queries = few_queries.reserve<T>(rows * p.width);
@@ -129,44 +132,90 @@ void decode_piece(const Problem<T>& p, int64_t unit, KeyRange piece, Softmax<T>*
   }
 }
 
+// A piece of the keys of a source.
+struct Piece {
+  int source;
+  KeyRange keys;
+};
+
 template <class T>
-void decode(const Problem<T>& p, const View& out, T* lse, int threads) {
-  const int64_t rows = p.rows_per_group(), pieces = p.keys ? blocks_of(p.keys, kPieceKeys) : 1, D = p.value_width;
-  const Scratch<Softmax<T>> softmax(p.units() * pieces * rows);
-  const Scratch<T> all_sums(p.units() * pieces * rows * D + 1);
-  if (!is_parallel(p.units() * p.keys * (p.width + D) * rows / Vec<T>::size, threads)) threads = 1;
-  parallel_blocks(p.units() * pieces, threads, [&](int64_t task) {
-    const int64_t first = task % pieces * kPieceKeys;
-    decode_piece(p, task / pieces, {first, smaller(first + kPieceKeys, p.keys)}, softmax.data + task * rows,
+std::vector<Piece> pieces_of(const Sources<T>& sources) {
+  std::vector<Piece> pieces;
+  for (int i = 0; i < sources.count(); ++i) {
+    const int64_t keys = sources[i].keys;
+    int64_t first = 0;
+    do {
+      pieces.push_back({i, {first, smaller(first + kPieceKeys, keys)}});
+      first += kPieceKeys;
+    } while (first < keys);
+  }
+  return pieces;
+}
+
+// lse may be null.
+template <class T>
+void decode(const Sources<T>& sources, const View& out, T* lse, int threads) {
+  const std::vector<Piece> pieces = pieces_of(sources);
+  const Problem<T>& p = sources.first();
+  const int64_t rows = sources.rows(), count = int64_t(pieces.size()), D = p.value_width;
+  const Scratch<Softmax<T>> softmax(sources.units() * count * rows);
+  const Scratch<T> all_sums(sources.units() * count * rows * D + 1);
+  if (!is_parallel(sources.work(), threads)) threads = 1;
+  parallel_blocks(sources.units() * count, threads, [&](int64_t task) {
+    const Piece& piece = pieces[size_t(task % count)];
+    const auto place = sources.place(piece.source, task / count);
+    decode_piece(sources[piece.source], place.unit, place.row, rows, piece.keys, softmax.data + task * rows,
                  all_sums.data + task * rows * D);
   });
-  for (int64_t unit = 0; unit < p.units(); ++unit)
+  for (int64_t unit = 0; unit < sources.units(); ++unit)
     for (int64_t r = 0; r < rows; ++r) {
-      const Row row = p.row(unit, r);
+      const auto place = sources.place(0, unit);
+      const Row row = p.row(place.unit, place.row + r);
+      T* const total = all_sums.data + (unit * count * rows + r) * D;  // of the first piece, which takes the others
+      T* sums = total;
       Softmax<T> all;
-      T* const sums = all_sums.data + (unit * pieces * rows + r) * D;  // of the first piece, which takes the others
-      for (int64_t i = 0; i < pieces; ++i) {
-        const int64_t at = (unit * pieces + i) * rows + r;
+      for (int64_t i = 0; i < count; ++i) {
+        const int source = pieces[size_t(i)].source;
+        const int64_t at = (unit * count + i) * rows + r;
+        const bool begins = i == 0 || (!sources.joint && source != pieces[size_t(i - 1)].source);
+        T* const piece = all_sums.data + at * D;
+        if (begins) {
+          sums = piece;
+          all = {};
+        }
+        const T gate = sources.gate(source, row);
         const auto [kept, added] = all.merge(softmax.data[at]);
-        const T* const piece = all_sums.data + at * D;
-        for_each_vec<T>(D, [&, k = kept, a = added](auto j) {
-          j.store(sums, i == 0 ? j.load(piece) : fma(Vec<T>(a), j.load(piece), Vec<T>(k) * j.load(sums)));
+        const T by = sources.joint ? added * gate : added;
+        for_each_vec<T>(D, [&, k = kept](auto j) {
+          j.store(sums, begins ? Vec<T>(by) * j.load(piece) : fma(Vec<T>(by), j.load(piece), Vec<T>(k) * j.load(sums)));
         });
+        const bool ends = i == count - 1 || (!sources.joint && source != pieces[size_t(i + 1)].source);
+        if (!ends) continue;
+        multiply(sums, D, all.total == 0 ? T(0) : (sources.joint ? 1 : gate) / all.total);
+        if (sums != total) for_each_vec<T>(D, [&](auto j) { j.store(total, j.load(total) + j.load(sums)); });
       }
-      multiply(sums, D, all.total == 0 ? T(0) : 1 / all.total);
-      p.at(out, row.batch, row.head, row.query).write(D, sums);
-      lse[p.index(row)] = all.log_of_sum();
+      p.at(out, row.batch, row.head, row.query).write(D, total);
+      if (lse) lse[p.index(row)] = all.log_of_sum();
     }
+}
+
+template <class T>
+void forward(const Sources<T>& sources, const View& out, T* lse, int threads) {
+  const auto path = sources.rows() <= kFewRows ? decode<T> : forward_blocks<T>;
+  path(sources, out, lse, threads);
 }
 
 // Tensors: the problem's, out, lse.
 template <class T>
 void forward(const Call& call) {
-  const Problem<T> p(call, 0);
-  const View& out = call[Problem<T>::kInputs];
-  T* const lse = static_cast<T*>(call[Problem<T>::kInputs + 1].data);
-  const auto path = p.rows_per_group() <= kFewRows ? decode<T> : forward_blocks<T>;
-  path(p, out, lse, call.threads);
+  constexpr int kOut = Problem<T>::kInputs;
+  forward(Sources<T>(call), call[kOut], static_cast<T*>(call[kOut + 1].data), call.threads);
+}
+
+// Tensors: those of Sources::of_several, out.
+template <class T>
+void forward_sources(const Call& call) {
+  forward<T>(Sources<T>::of_several(call), call[Sources<T>::kInputs], nullptr, call.threads);
 }
 
 }  // namespace attention

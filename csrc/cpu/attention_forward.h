@@ -1,7 +1,7 @@
 // Attention forward: score tiles, a softmax that goes along, and the product with v, a block of rows at a time.
 #pragma once
 
-#include "attention.h"
+#include "attention_sources.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -51,7 +51,7 @@ struct Softmax {
   T log_of_sum() const { return top + log(Vec<T>(total))[0]; }
 };
 
-// k packed as columns, v as rows, of one unit.
+// A head of k packed as columns, and one of v as rows.
 template <class T>
 struct Head {
   const KeyRange keys;  // what the key mask leaves
@@ -59,63 +59,110 @@ struct Head {
   const T* const columns;
   const HeadRows<T> values;
 
-  Head(const Problem<T>& p, int64_t unit, int threads)
+  Head(const Problem<T>& p, int64_t unit, int threads, ThreadBuffer& key_columns, ThreadBuffer& value_rows)
       : keys(p.unmasked(unit / p.groups)),
         holes(p.has_holes(unit / p.groups, keys)),
-        columns(pack(p, unit, threads)),
+        columns(pack(p, unit, threads, key_columns)),
         values(p.v, unit / p.groups, unit % p.groups, keys, threads, value_rows) {}
 
  private:
-  const T* pack(const Problem<T>& p, int64_t unit, int threads) {
-    T* const packed = packed_columns.reserve<T>(blocks_of(p.keys, TileShape<T>::cols) * TileShape<T>::cols * p.width);
+  const T* pack(const Problem<T>& p, int64_t unit, int threads, ThreadBuffer& buffer) {
+    T* const packed = buffer.reserve<T>(blocks_of(p.keys, TileShape<T>::cols) * TileShape<T>::cols * p.width);
     pack_head_columns(p.k, unit / p.groups, unit % p.groups, keys, threads, packed);
     return packed;
   }
 };
 
+inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources], source_sums;
+
+// A block of rows on its way along the keys: a softmax each, and Σ weight·v in rows of `cols` columns.
 template <class T>
-void forward_block(const Problem<T>& p, const Head<T>& head, const RowBlock<T>& block, const View& out, T* lse) {
-  using Shape = TileShape<T>;
-  constexpr int64_t ld = Shape::block_cols;
-  const int64_t value_cols = blocks_of(p.value_width, Vec<T>::size) * Vec<T>::size;
-  T* const queries = packed_rows.reserve<T>(packed_size<T>(block.padded, p.width));
-  T* const tile = cache_block.reserve<T>(Shape::block_rows * ld);
-  T* const sums = sums_block.reserve<T>(Shape::block_rows * (value_cols ? value_cols : 1));
-  Softmax<T> softmax[Shape::block_rows];
-  pack_block<T>(block, p.width, p.scale, queries, [&](const Row& row) { return p.query(row); });
-  const KeyBlocks<T> key_blocks(block.keys.within(head.keys));
-  for (int64_t i = 0; !key_blocks.count() && i < block.count * value_cols; ++i) sums[i] = 0;
-  for (int64_t b = 0; b < key_blocks.count(); ++b) {
-    const KeyRange keys = key_blocks[b];
-    const int64_t n = keys.last - keys.first;
-    fill_block(queries, block.padded, head.columns + keys.first * p.width, n, p.width, tile);
-    for (int64_t r = 0; r < block.count; ++r) {
-      T* const s = tile + r * ld;
-      const KeyRange band = block.bands[r].within(head.keys);
-      transform_scores(p, block.rows[r], band, head.holes, keys.first, n, s);
-      const T factor = softmax[r].weigh(s, n);
-      if (b > 0 && factor != 1) multiply(sums + r * value_cols, value_cols, factor);
-      if (p.drops()) for_each_kept(p, block.rows[r], keys.first, n, [&](int64_t j, T kept) { s[j] *= kept; });
+struct Walk {
+  T* const sums;
+  const int64_t cols;
+  Softmax<T> softmax[TileShape<T>::block_rows] = {};
+  bool began = false;  // else sums are yet to be written
+
+  // Goes on along the keys of `head`; the weights of row r are multiplied by gates[r].
+  void follow(const Problem<T>& p, const Head<T>& head, const RowBlock<T>& block, const T* queries, const T* gates) {
+    constexpr int64_t ld = TileShape<T>::block_cols;
+    T* const tile = cache_block.reserve<T>(TileShape<T>::block_rows * ld);
+    const KeyBlocks<T> key_blocks(block.keys.within(head.keys));
+    for (int64_t b = 0; b < key_blocks.count(); ++b) {
+      const KeyRange keys = key_blocks[b];
+      const int64_t n = keys.last - keys.first;
+      fill_block(queries, block.padded, head.columns + keys.first * p.width, n, p.width, tile);
+      for (int64_t r = 0; r < block.count; ++r) {
+        T* const s = tile + r * ld;
+        const KeyRange band = block.bands[r].within(head.keys);
+        transform_scores(p, block.rows[r], band, head.holes, keys.first, n, s);
+        const T factor = softmax[r].weigh(s, n);
+        if (began && factor != 1) multiply(sums + r * cols, cols, factor);
+        if (p.drops()) for_each_kept(p, block.rows[r], keys.first, n, [&](int64_t j, T kept) { s[j] *= kept; });
+        if (gates[r] != 1) multiply(s, n, gates[r]);
+      }
+      head.values.multiply(tile, keys, block.padded, cols, began ? Into::add : Into::set, sums, cols);
+      began = true;
     }
-    head.values.multiply(tile, keys, block.padded, value_cols, b == 0 ? Into::set : Into::add, sums, value_cols);
   }
-  for (int64_t r = 0; r < block.count; ++r) {
-    const Row& row = block.rows[r];
-    const T total = softmax[r].total;
-    multiply(sums + r * value_cols, value_cols, total == 0 ? T(0) : 1 / total);
-    Problem<T>::at(out, row.batch, row.head, row.query).write(p.value_width, sums + r * value_cols);
-    lse[p.index(row)] = softmax[r].log_of_sum();
+
+  // sums[r] becomes the result of row r, times gates[r].
+  void normalise(int64_t rows, const T* gates) {
+    for (int64_t i = 0; !began && i < rows * cols; ++i) sums[i] = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T total = softmax[r].total;
+      multiply(sums + r * cols, cols, total == 0 ? T(0) : gates[r] / total);
+    }
+  }
+};
+
+// n rows of a unit; lse may be null.
+template <class T>
+void forward_block(const Sources<T>& sources, const std::vector<Head<T>>& heads, int64_t unit, int64_t first, int64_t n,
+                   const View& out, T* lse) {
+  constexpr int64_t kRows = TileShape<T>::block_rows;
+  const Problem<T>& p = sources.first();
+  const int64_t cols = blocks_of(p.value_width, Vec<T>::size) * Vec<T>::size;
+  T* const queries =
+      packed_rows.reserve<T>(packed_size<T>(blocks_of(n, TileShape<T>::rows) * TileShape<T>::rows, p.width));
+  T* const sums = sums_block.reserve<T>(kRows * cols + 1);
+  T* const others = sources.joint ? sums : source_sums.reserve<T>(kRows * cols + 1);
+  T ones[kRows], gates[kRows];
+  for (T& one : ones) one = 1;
+  Walk<T> all{sums, cols};
+  for (int i = 0; i < sources.count(); ++i) {
+    const auto place = sources.place(i, unit);
+    const RowBlock<T> block(sources[i], place.unit, place.row + first, n);
+    for (int64_t r = 0; r < n; ++r) gates[r] = sources.gate(i, block.rows[r]);
+    if (i == 0) pack_block<T>(block, p.width, p.scale, queries, [&](const Row& row) { return p.query(row); });
+    if (sources.joint) {
+      all.follow(sources[i], heads[size_t(i)], block, queries, gates);
+      continue;
+    }
+    Walk<T> own{i == 0 ? sums : others, cols};
+    own.follow(sources[i], heads[size_t(i)], block, queries, ones);
+    own.normalise(n, gates);
+    if (i > 0) for_each_vec<T>(n * cols, [&](auto at) { at.store(sums, at.load(sums) + at.load(others)); });
+  }
+  if (sources.joint) all.normalise(n, ones);
+  const auto place = sources.place(0, unit);
+  for (int64_t r = 0; r < n; ++r) {
+    const Row row = p.row(place.unit, place.row + first + r);
+    Problem<T>::at(out, row.batch, row.head, row.query).write(p.value_width, sums + r * cols);
+    if (lse) lse[p.index(row)] = all.softmax[r].log_of_sum();
   }
 }
 
 template <class T>
-void forward_blocks(const Problem<T>& p, const View& out, T* lse, int threads) {
-  const int64_t rows = p.rows_per_group(), blocks = RowBlock<T>::blocks(rows), size = TileShape<T>::block_rows;
-  const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size, threads);
-  parallel_blocks(p.units(), sharing.units, [&](int64_t unit) {
-    const Head<T> head(p, unit, sharing.blocks);
+void forward_blocks(const Sources<T>& sources, const View& out, T* lse, int threads) {
+  const int64_t rows = sources.rows(), blocks = RowBlock<T>::blocks(rows), size = TileShape<T>::block_rows;
+  const Sharing sharing(sources.units(), sources.work(), threads);
+  parallel_blocks(sources.units(), sharing.units, [&](int64_t unit) {
+    std::vector<Head<T>> heads;
+    for (int i = 0; i < sources.count(); ++i)
+      heads.emplace_back(sources[i], sources.place(i, unit).unit, sharing.blocks, head_columns[i], head_values[i]);
     parallel_blocks(blocks, sharing.blocks, [&](int64_t b) {
-      forward_block(p, head, RowBlock<T>(p, unit, b * size, smaller(size, rows - b * size)), out, lse);
+      forward_block(sources, heads, unit, b * size, smaller(size, rows - b * size), out, lse);
     });
   });
 }

@@ -196,6 +196,11 @@ def choose(op: Op, name: str, args: Sequence[Any]) -> Backend | None:
     return next((backend for backend in BACKENDS if backend.name == chosen), None)
 
 
+def has_kernel(op: Op, lead: Tensor) -> bool:
+    """Whether a backend's kernel, and not the reference, takes calls with such a tensor."""
+    return any(choice.chosen and choice.backend != "reference" for choice in choices(op, op.name, lead))
+
+
 def takes_every_call(chosen: Backend, name: str) -> bool:
     """Whether the next call with such tensors gets the same answer: no backend up to ``chosen`` looks at more."""
     tried = BACKENDS[: BACKENDS.index(chosen) + 1]

@@ -21,7 +21,7 @@ _ALIGNMENTS = {
 _BIASES = ("attn_bias", "bias")
 
 
-def _check(op: str, args: Arguments) -> None:
+def check_shapes(op: str, args: Arguments) -> None:
     q, k, v = args["q"], args["k"], args["v"]
     for name in ("q", "k", "v"):
         if args[name].dim() != 4:
@@ -45,12 +45,8 @@ def _check(op: str, args: Arguments) -> None:
 
 
 def _arrange(args: Arguments) -> Arguments:
-    """Four axes for what broadcasts, of the size 1 where they are expanded; biases in the dtype of q."""
     for name in ("attn_mask", *_BIASES):
-        x = args[name]
-        if x is not None:
-            x = x[(None,) * (4 - x.dim())]
-            args[name] = _unexpanded(x if name == "attn_mask" else x.to(args["q"].dtype))
+        args[name] = four_axes(args[name], args["q"])
     for name in ("key_mask", "prefix_lengths"):
         if args[name] is not None:
             args[name] = args[name].contiguous()
@@ -59,7 +55,13 @@ def _arrange(args: Arguments) -> Arguments:
     return args
 
 
-def _unexpanded(x: Tensor) -> Tensor:
+def four_axes(x: Tensor | None, q: Tensor) -> Tensor | None:
+    """What broadcasts to four axes: of the size 1 where it is expanded, and in the dtype of q if it is no mask."""
+    if x is None:
+        return None
+    x = x[(None,) * (4 - x.dim())]
+    if x.dtype != torch.bool:
+        x = x.to(q.dtype)
     if x.requires_grad:  # each element has a gradient of its own
         return x
     for axis, (size, stride) in enumerate(zip(x.shape, x.stride(), strict=True)):
@@ -75,7 +77,7 @@ _cross_attention = define(
     family="attention",
     reference=reference.cross_attention,
     output=(lambda args: (*args[0].shape[:3], args[2].shape[3]), lambda args: tuple(args[0].shape[:3])),
-    requires=[floating_rows("q", "k", "v"), _check],
+    requires=[floating_rows("q", "k", "v"), check_shapes],
     kinds={
         **dict.fromkeys(("q", "k", "v", *_BIASES), "grid"),
         **dict.fromkeys(("key_mask", "attn_mask", "prefix_lengths", "seed"), "fixed"),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from ._checks import FLOATING, NUMBER, check_broadcast
+from mmkern import backends
+from mmkern.reference import attention as reference
+from mmkern.reference.attention import MAX_SOURCES
+
+from ._checks import FLOATING, NUMBER, Arguments, check_broadcast, floating_rows
+from ._define import define
 from ._random import seed_tensor
-from .attention import cross_attention
+from .attention import check_shapes, check_softcap_and_dropout, cross_attention, default_scale, four_axes
 from .attention_rows import merge_attention
 
 _OP = "multi_source_attention"
@@ -34,6 +40,80 @@ class Source(NamedTuple):
     bias: Tensor | None = None
 
 
+# ---- In one launch ---------------------------------------------------------------------------------------------------
+
+
+def _check(op: str, args: Arguments) -> None:
+    q = args["q"]
+    for i in range(MAX_SOURCES):
+        fields = {name: args[f"{name}{i}"] for name in Source._fields}
+        if i > 0 and all(x is None for x in fields.values()):
+            continue
+        if i > 0 and args[f"k{i - 1}"] is None:
+            raise ValueError(f"{op}: sources[{i}] is there, expected sources[{i - 1}] before it")
+        one = {"q": q, **fields, "attn_mask": None, "attn_bias": None, "prefix_lengths": None}
+        floating_rows("q", "k", "v")(f"{op}: sources[{i}]", one)
+        check_shapes(f"{op}: sources[{i}]", one)
+        _check_beside(i, fields["gate"], fields["v"].shape[3], q, args["v0"].shape[3])
+
+
+def _check_beside(i: int, gate: float | Tensor | None, width: int, q: Tensor, expected_width: int) -> None:
+    """What a source has to do with the queries and with the first of the sources."""
+    if isinstance(gate, Tensor):
+        check_broadcast(_OP, f"sources[{i}].gate", gate, q, FLOATING, (*q.shape[:3], 1))
+    elif gate is not None and not isinstance(gate, NUMBER):
+        raise TypeError(f"{_OP}: sources[{i}].gate is {type(gate).__name__}, expected a number or a Tensor")
+    if width != expected_width:
+        raise ValueError(f"{_OP}: sources[{i}].v has {width} channels, expected {expected_width} as sources[0]")
+
+
+def _arrange(args: Arguments) -> Arguments:
+    for i in range(MAX_SOURCES):
+        for name in (f"gate{i}", f"bias{i}"):
+            args[name] = four_axes(args[name], args["q"])
+        if args[f"key_mask{i}"] is not None:
+            args[f"key_mask{i}"] = args[f"key_mask{i}"].contiguous()
+    return args
+
+
+def _of_each(*fields: str) -> list[str]:
+    return [f"{field}{i}" for i in range(MAX_SOURCES) for field in fields]
+
+
+_in_one_launch = define(
+    f"{_OP}(Tensor q, "
+    + "".join(
+        f"Tensor{mark} k{i}, Tensor{mark} v{i}, Tensor? gate{i}, Tensor? key_mask{i}, Tensor? bias{i}, "
+        for i, mark in enumerate(["", *["?"] * (MAX_SOURCES - 1)])
+    )
+    + "Tensor? seed, float scale, float softcap, bool joint, float dropout_p) -> Tensor",
+    family="attention",
+    reference=reference.multi_source_attention,
+    output=lambda args: (*args[0].shape[:3], args[2].shape[3]),
+    requires=[_check],
+    kinds={
+        **dict.fromkeys(("q", *_of_each("k", "v", "gate", "bias")), "grid"),
+        **dict.fromkeys(("seed", *_of_each("key_mask")), "fixed"),
+    },
+    arrange=_arrange,
+    autocast="lower",
+    is_checked_by_signature=False,
+)
+
+
+def _is_one_launch(q: Tensor, sources: Sequence[Source]) -> bool:
+    """Whether a kernel takes all sources: there are few, and no gradient is asked for."""
+    if len(sources) > MAX_SOURCES or not isinstance(q, Tensor):
+        return False
+    tensors = (x for x in (q, *(field for source in sources for field in source)) if isinstance(x, Tensor))
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    return is_dynamo_compiling() or backends.has_kernel(_in_one_launch, q)
+
+
+# ---- The public op ---------------------------------------------------------------------------------------------------
+
+
 def multi_source_attention(
     q: Tensor,
     sources: Sequence[Source],
@@ -49,7 +129,8 @@ def multi_source_attention(
     """Attention to several sources, each gated: ``Σᵢ gateᵢ · softmax(scale·q kᵢᵀ) vᵢ``.
 
     With ``mode="joint"`` one softmax runs over the keys of all sources: ``Σᵢ gateᵢ · Σⱼ pᵢⱼ vᵢⱼ`` with
-    ``Σᵢ Σⱼ pᵢⱼ = 1``. No keys are copied: partial results are merged by their log-sum-exp.
+    ``Σᵢ Σⱼ pᵢⱼ = 1``. No keys are copied. Up to four sources are one launch where no gradient is asked for; otherwise
+    each is a call of ``cross_attention``, and a joint softmax merges their results by their log-sum-exp.
 
     Args:
         q: ``[B, Hq, L, D]``.
@@ -65,51 +146,55 @@ def multi_source_attention(
         raise ValueError(f"{_OP}: mode is {mode!r}, expected 'sum' or 'joint'")
     if not sources:
         raise ValueError(f"{_OP}: sources is empty, expected at least one Source")
-    if dropout_p > 0 and seed is None:
-        seed, generator = seed_tensor(_OP, q, generator, None, 0)[0], None
-    parts: list[tuple[Tensor, Tensor]] = []
     for i, source in enumerate(sources):
         if not isinstance(source, Source):
             raise TypeError(f"{_OP}: sources[{i}] is {type(source).__name__}, expected a Source")
-        try:
-            out, lse = cross_attention(
-                q,
-                source.k,
-                source.v,
-                key_mask=source.key_mask,
-                bias=source.bias,
-                scale=scale,
-                softcap=softcap,
-                dropout_p=dropout_p,
-                generator=generator,
-                seed=seed,
-                offset=offset,
-                return_lse=True,
-            )
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{_OP}: sources[{i}]: {error}") from error
-        _check_gate(i, source.gate, q)
-        if parts and out.shape != parts[0][0].shape:
-            widths = f"{out.shape[3]} channels, expected {parts[0][0].shape[3]} as sources[0]"
-            raise ValueError(f"{_OP}: sources[{i}].v has {widths}")
-        parts.append((out, lse))
-        offset += lse.numel() * -(-source.k.shape[2] // 4)
-    gates = [source.gate for source in sources]
-    if mode == "sum":
-        total = _gated(parts[0][0], gates[0])
-        for (out, _), gate in zip(parts[1:], gates[1:], strict=True):
-            total = _add_gated(total, out, gate)
-        return total
-    gated = [_gated(out, gate) for (out, _), gate in zip(parts, gates, strict=True)]
-    return merge_attention(gated, [lse for _, lse in parts])[0]
+    check_softcap_and_dropout(_OP, softcap, dropout_p)
+    draws = dropout_p > 0
+    if _is_one_launch(q, sources):
+        places: list[Any] = [x for source in sources for x in source._replace(gate=_gate_tensor(source.gate, q))]
+        return _in_one_launch(
+            q,
+            *places,
+            *[None] * (MAX_SOURCES * len(Source._fields) - len(places)),
+            seed_tensor(_OP, q, generator, seed, offset) if draws else None,
+            default_scale(q) if scale is None else scale,
+            0.0 if softcap is None else softcap,
+            mode == "joint",
+            dropout_p,
+        )
+    if draws and seed is None:
+        seed, generator = seed_tensor(_OP, q, generator, None, 0)[0], None
+    options = {"scale": scale, "softcap": softcap, "dropout_p": dropout_p, "generator": generator, "seed": seed}
+    return _one_by_one(q, sources, mode == "joint", offset, options)
 
 
-def _check_gate(i: int, gate: float | Tensor, q: Tensor) -> None:
+def _gate_tensor(gate: Any, q: Tensor) -> Any:
     if isinstance(gate, NUMBER):
-        return
-    if not isinstance(gate, Tensor):
-        raise TypeError(f"{_OP}: sources[{i}].gate is {type(gate).__name__}, expected a number or a Tensor")
-    check_broadcast(_OP, f"sources[{i}].gate", gate, q, FLOATING, (*q.shape[:3], 1))
+        return None if gate == 1 else q.new_full((1, 1, 1, 1), gate)
+    return gate
+
+
+def _one_by_one(q: Tensor, sources: Sequence[Source], joint: bool, offset: int, options: dict[str, Any]) -> Tensor:
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
+    for i, (k, v, gate, key_mask, bias) in enumerate(sources):
+        masks: dict[str, Any] = {"key_mask": key_mask, "bias": bias}
+        try:
+            out, lse = cross_attention(q, k, v, **masks, **options, offset=offset, return_lse=True)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{_OP}: sources[{i}]: {str(error).removeprefix('cross_attention: ')}") from error
+        _check_beside(i, gate, out.shape[3], q, (outs or [out])[0].shape[3])
+        outs.append(out)
+        lses.append(lse)
+        offset += lse.numel() * -(-k.shape[2] // 4)
+    gates = [source.gate for source in sources]
+    if joint:
+        return merge_attention([_gated(*each) for each in zip(outs, gates, strict=True)], lses)[0]
+    total = _gated(outs[0], gates[0])
+    for out, gate in zip(outs[1:], gates[1:], strict=True):
+        total = _add_gated(total, out, gate)
+    return total
 
 
 def _gated(out: Tensor, gate: float | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,65 @@ def cross_attention(*args: Any) -> tuple[Tensor, Tensor]:
     if a.seed is not None and a.dropout_p > 0:
         weights = weights * kept(weights.shape, a.seed, a.dropout_p) / (1 - a.dropout_p)
     return weights @ v, lse.to(torch.promote_types(lse.dtype, torch.float32))
+
+
+# How many sources a call of multi_source_attention has places for.
+MAX_SOURCES = 4
+
+
+class Source(NamedTuple):
+    """One source of it."""
+
+    k: Tensor
+    v: Tensor
+    gate: Tensor | None
+    key_mask: Tensor | None
+    bias: Tensor | None
+
+
+class SourcesArguments(NamedTuple):
+    """What the op of several sources is given: ``mmkern.ops.multi_source_attention`` says what each is."""
+
+    q: Tensor
+    sources: tuple[Source, ...]
+    seed: Tensor | None
+    scale: float
+    softcap: float
+    joint: bool
+    dropout_p: float
+
+    @classmethod
+    def of(cls, args: Sequence[Any]) -> SourcesArguments:
+        """From q, the fields of each source in a row, None in those of the ones that are not there, and the rest."""
+        size = len(Source._fields)
+        places = [Source(*args[at : at + size]) for at in range(1, 1 + MAX_SOURCES * size, size)]
+        return cls(args[0], tuple(s for s in places if s.k is not None), *args[1 + MAX_SOURCES * size :])
+
+    def problem(self, source: Source, seed: Tensor | None) -> Arguments:
+        """That of one source, with the seed as it stands there."""
+        options = (self.scale, self.softcap, -1, -1, TOP_LEFT, self.dropout_p)
+        return Arguments(self.q, source.k, source.v, source.key_mask, None, None, source.bias, None, seed, *options)
+
+
+def multi_source_attention(*args: Any) -> Tensor:
+    """``Σᵢ gateᵢ · attention to source i``, whose weights, joint, are shares of the sum over all keys.
+
+    The Philox counters of a source follow those of the sources before it.
+    """
+    a = SourcesArguments.of(args)
+    seed, gated, lses = a.seed, [], []
+    for source in a.sources:
+        out, lse = cross_attention(*a.problem(source, seed))
+        gated.append(out if source.gate is None else source.gate * out)
+        lses.append(lse)
+        if seed is not None:
+            seed = torch.stack([seed[0], seed[1] + lse.numel() * -(-source.k.shape[2] // 4)])
+    if a.joint:
+        all_lses = torch.stack(lses)
+        total = all_lses.logsumexp(0)
+        shares = torch.exp(all_lses - total.masked_fill(total == -torch.inf, 0.0))
+        gated = [out * share[..., None].to(out.dtype) for out, share in zip(gated, shares, strict=True)]
+    return torch.stack(gated).sum(0)
 
 
 class PackedArguments(NamedTuple):

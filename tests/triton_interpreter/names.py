@@ -24,6 +24,7 @@ ATTENTION_CHECKS = (
     "packed_attention",
     "packed_attention_many_tiles",
     "packed_attention_out_of_bounds",
+    "sources_in_one_launch",
 )
 ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows_same_bits")
 CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, *PROPERTIES, *OPS)

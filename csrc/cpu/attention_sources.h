@@ -1,0 +1,101 @@
+// What the queries of one call attend to: the keys and values of one source, or of several, each weighed by its gate.
+//
+// A unit of work is a group of heads that share one head of k and v in every source; a source may have fewer of those.
+#pragma once
+
+#include <numeric>
+#include <vector>
+
+#include "attention.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace attention {
+
+constexpr int kMaxSources = 4;
+
+template <class T>
+class Sources {
+ public:
+  static constexpr int kEach = 5, kSeed = 1 + kMaxSources * kEach, kInputs = kSeed + 1;
+
+  const bool joint;  // one softmax runs over the keys of all; else each has its own, and the results are added up
+
+  // The one of a call of cross_attention.
+  explicit Sources(const Call& call) : joint(true) { add(Problem<T>(call, 0), View()); }
+
+  // Tensors: q, then k, v, gate, key_mask and bias of each source, None in the places of those that are not there,
+  // then seed. Scalars: scale, softcap, joint, dropout_p.
+  static Sources of_several(const Call& call) {
+    Sources sources(call.scalars[2] != 0);
+    int64_t counters = 0;  // of the sources before
+    for (int at = 1; at < kSeed && is_there(call, at); at += kEach) {
+      Call one;
+      one.tensors[0] = call[0];
+      one.tensors[1] = call[at];
+      one.tensors[2] = call[at + 1];
+      one.tensors[3] = call[at + 3];
+      one.tensors[6] = call[at + 4];
+      one.tensors[8] = call[kSeed];
+      const double scalars[] = {call.scalars[0], call.scalars[1], -1, -1, 0, call.scalars[3]};
+      for (int i = 0; i < 6; ++i) one.scalars[i] = scalars[i];
+      Problem<T> p(one, 0);
+      p.first_counter += counters;
+      counters += p.batches * p.heads * p.queries * ((p.keys + 3) / 4);
+      sources.add(p, call[at + 2]);
+    }
+    return sources;
+  }
+
+  int count() const { return int(problems_.size()); }
+  const Problem<T>& operator[](int i) const { return problems_[size_t(i)]; }
+  const Problem<T>& first() const { return problems_[0]; }
+
+  int64_t rows() const { return first().heads / groups_ * first().queries; }  // of a unit
+  int64_t units() const { return first().batches * groups_; }
+  int64_t work() const {
+    int64_t all = 0;
+    for (const Problem<T>& p : problems_) all += units() * rows() * p.keys * (p.width + p.value_width) / Vec<T>::size;
+    return all;
+  }
+
+  // The unit of source i that holds `unit`, and the first of its rows there.
+  struct Place {
+    int64_t unit, row;
+  };
+  Place place(int i, int64_t unit) const {
+    const int64_t groups = (*this)[i].groups, each = groups_ / groups, group = unit % groups_;
+    return {unit / groups_ * groups + group / each, group % each * rows()};
+  }
+
+  T gate(int i, const Row& row) const {
+    const Broadcast& of = gates_[size_t(i)];
+    T gate = 1;
+    if (of)
+      (Stored<T>(of.view) + of.row(row.batch, row.head, row.query)).with([&](const auto* x) {
+        gate = T(element(x, 0));
+      });
+    return gate;
+  }
+
+ private:
+  static bool is_there(const Call& call, int at) {
+    return call[at].dtype != Dtype::none && call[at + 1].dtype != Dtype::none;
+  }
+
+  explicit Sources(bool is_joint) : joint(is_joint) {}
+
+  void add(const Problem<T>& problem, const View& gate) {
+    problems_.push_back(problem);
+    gates_.push_back(Broadcast(gate));
+    groups_ = std::lcm(groups_, problem.groups);
+  }
+
+  std::vector<Problem<T>> problems_;
+  std::vector<Broadcast> gates_;
+  int64_t groups_ = 1;
+};
+
+}  // namespace attention
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
