@@ -6,9 +6,10 @@
 // axis. All tensors share the dtype of the first, but one marked `acc` has the accumulation dtype (float32, or float64
 // beside float64), and one marked `bool` or `int64` has that. The axes before the last are walked with one stride; one
 // marked `flat` has a single stride over all axes, and one marked `strided` a stride for each, the last being dense;
-// of one marked `broadcast`, any axis may also have the size 1. `number name` is any, `positive name` above zero,
-// `nonnegative name` at least zero. A tensor may be None if the kernel reads it as "not there"; such parameters are
-// marked `opt`. What axes have to do with each other may come first: "h multiple of g, d positive; q: hd, ...".
+// of one marked `broadcast`, any axis may also have the size 1, and one called `1` has no other. `number name` is any,
+// `positive name` above zero, `nonnegative name` at least zero. A tensor may be None if the kernel reads it as "not
+// there"; such parameters are marked `opt`. What axes have to do with each other may come first: "h multiple of g, d
+// positive; q: hd, ...".
 #pragma once
 
 #include <algorithm>
@@ -51,6 +52,11 @@ class Signature {
     int64_t axis[128];
     bool known[128] = {};
     Dtype dtype = Dtype::none;
+
+    Bound() {
+      known[int('1')] = true;
+      axis[int('1')] = 1;
+    }
 
     void match(const Parameter& p, const View& view) {
       const int named = int(p.letters.size()), rest = view.rank - named;

@@ -21,9 +21,11 @@ namespace {
 
 // The axes of heads and keys are those of the source alone.
 #define MMKERN_SOURCE(i, opt, heads, keys)                                                                             \
-  opt "strided k" #i ": b" heads keys "d, " opt "strided v" #i ": b" heads keys "e, opt broadcast gate" #i             \
-      ": bhlo, "                                                                                                       \
-      "opt bool strided key_mask" #i ": b" keys ", opt broadcast bias" #i ": bhl" keys ", "
+  opt "strided k" #i ": b" heads keys "d, " opt "strided v" #i ": b" heads keys                                        \
+      "e, "                                                                                                            \
+      "opt broadcast gate" #i ": bhl1, opt bool strided key_mask" #i ": b" keys                                        \
+      ", "                                                                                                             \
+      "opt broadcast bias" #i ": bhl" keys ", "
 
 #define MMKERN_BY_ACCUMULATION(function)                                                                               \
   [](const Call& call) {                                                                                               \

@@ -43,28 +43,30 @@ struct BackwardCall {
     const int64_t n = p.value_width, rows = p.rows_per_group();
     parallel_rows(p.units(), rows * n, threads, [&](int64_t begin, int64_t end) {
       T* const buffer = packed_grads.reserve<T>(2 * kChains * n + 1);
-      for (int64_t at = begin * rows; at < end * rows; at += kChains) {
-        const int chains = int(smaller(kChains, end * rows - at));
-        for (int c = 0; c < chains; ++c) {
-          const Row row = p.row((at + c) / rows, (at + c) % rows);
-          p.at(grad, row.batch, row.head, row.query).read(n, buffer + 2 * c * n);
-          p.at(out, row.batch, row.head, row.query).read(n, buffer + (2 * c + 1) * n);
-        }
-        Vec<T> totals[kChains];
-        for (Vec<T>& total : totals) total = Vec<T>(T(0));
-        for (int64_t k = 0; k < n; k += depth_of<T>(n)) {
-          Vec<T> sums[kChains];
-          for (Vec<T>& sum : sums) sum = Vec<T>(T(0));
-          for (int64_t d = k; d < smaller(k + depth_of<T>(n), n); ++d)
-            for (int c = 0; c < kChains; ++c) {
-              const T* const row = buffer + 2 * c * n + d;
-              sums[c] = fma(Vec<T>(row[0]), Vec<T>(row[n]), sums[c]);
-            }
-          for (int c = 0; c < kChains; ++c) totals[c] = sums[c] + totals[c];
-        }
-        for (int c = 0; c < chains; ++c) {
-          const int64_t index = p.index(p.row((at + c) / rows, (at + c) % rows));
-          differences.data[index] = totals[c][0] - grad_lse[index];
+      for (int64_t unit = begin; rows > 0 && unit < end; ++unit) {
+        Row row = p.row(unit, 0);
+        for (int64_t first = 0; first < rows; first += kChains) {
+          const int chains = int(smaller(kChains, rows - first));
+          for (int c = 0; c < chains; ++c, row = p.after(row)) {
+            p.at(grad, row.batch, row.head, row.query).read(n, buffer + 2 * c * n);
+            p.at(out, row.batch, row.head, row.query).read(n, buffer + (2 * c + 1) * n);
+          }
+          Vec<T> totals[kChains];
+          for (Vec<T>& total : totals) total = Vec<T>(T(0));
+          for (int64_t k = 0; k < n; k += depth_of<T>(n)) {
+            Vec<T> sums[kChains];
+            for (Vec<T>& sum : sums) sum = Vec<T>(T(0));
+            for (int64_t d = k; d < smaller(k + depth_of<T>(n), n); ++d)
+              for (int c = 0; c < kChains; ++c) {
+                const T* const pair = buffer + 2 * c * n + d;
+                sums[c] = fma(Vec<T>(pair[0]), Vec<T>(pair[n]), sums[c]);
+              }
+            for (int c = 0; c < kChains; ++c) totals[c] = sums[c] + totals[c];
+          }
+          for (int c = 0; c < chains; ++c) {
+            const int64_t index = unit * rows + first + c;
+            differences.data[index] = totals[c][0] - grad_lse[index];
+          }
         }
       }
     });
@@ -149,8 +151,9 @@ class Sweep {
       if (wanted_.keys) write_keys(keys.first, keys, k, v);
     }
     if (wanted_.keys) write_unseen(range, blocks);
-    for (int64_t r = 0; wanted_.queries && r < rows; ++r) {
-      const Row row = p_.row(unit_, first_row + r);
+    if (!wanted_.queries || rows == 0) return;
+    Row row = p_.row(unit_, first_row);
+    for (int64_t r = 0; r < rows; ++r, row = p_.after(row)) {
       multiply(queries + r * width_, width_, p_.scale);
       p_.at(call_.grad_q, row.batch, row.head, row.query).write(p_.width, queries + r * width_);
     }

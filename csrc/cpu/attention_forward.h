@@ -73,6 +73,10 @@ struct Head {
   }
 };
 
+// Of each source.
+template <class T>
+using Heads = std::optional<Head<T>>[kMaxSources];
+
 inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources], source_sums;
 
 // A block of rows on its way along the keys: a softmax each, and Σ weight·v in rows of `cols` columns.
@@ -118,7 +122,7 @@ struct Walk {
 
 // n rows of a unit; lse may be null.
 template <class T>
-void forward_block(const Sources<T>& sources, const std::vector<Head<T>>& heads, int64_t unit, int64_t first, int64_t n,
+void forward_block(const Sources<T>& sources, const Heads<T>& heads, int64_t unit, int64_t first, int64_t n,
                    const View& out, T* lse) {
   constexpr int64_t kRows = TileShape<T>::block_rows;
   const Problem<T>& p = sources.first();
@@ -136,18 +140,18 @@ void forward_block(const Sources<T>& sources, const std::vector<Head<T>>& heads,
     for (int64_t r = 0; r < n; ++r) gates[r] = sources.gate(i, block.rows[r]);
     if (i == 0) pack_block<T>(block, p.width, p.scale, queries, [&](const Row& row) { return p.query(row); });
     if (sources.joint) {
-      all.follow(sources[i], heads[size_t(i)], block, queries, gates);
+      all.follow(sources[i], *heads[i], block, queries, gates);
       continue;
     }
     Walk<T> own{i == 0 ? sums : others, cols};
-    own.follow(sources[i], heads[size_t(i)], block, queries, ones);
+    own.follow(sources[i], *heads[i], block, queries, ones);
     own.normalise(n, gates);
     if (i > 0) for_each_vec<T>(n * cols, [&](auto at) { at.store(sums, at.load(sums) + at.load(others)); });
   }
   if (sources.joint) all.normalise(n, ones);
   const auto place = sources.place(0, unit);
-  for (int64_t r = 0; r < n; ++r) {
-    const Row row = p.row(place.unit, place.row + first + r);
+  Row row = p.row(place.unit, place.row + first);
+  for (int64_t r = 0; r < n; ++r, row = p.after(row)) {
     Problem<T>::at(out, row.batch, row.head, row.query).write(p.value_width, sums + r * cols);
     if (lse) lse[p.index(row)] = all.softmax[r].log_of_sum();
   }
@@ -158,9 +162,9 @@ void forward_blocks(const Sources<T>& sources, const View& out, T* lse, int thre
   const int64_t rows = sources.rows(), blocks = RowBlock<T>::blocks(rows), size = TileShape<T>::block_rows;
   const Sharing sharing(sources.units(), sources.work(), threads);
   parallel_blocks(sources.units(), sharing.units, [&](int64_t unit) {
-    std::vector<Head<T>> heads;
+    Heads<T> heads;
     for (int i = 0; i < sources.count(); ++i)
-      heads.emplace_back(sources[i], sources.place(i, unit).unit, sharing.blocks, head_columns[i], head_values[i]);
+      heads[i].emplace(sources[i], sources.place(i, unit).unit, sharing.blocks, head_columns[i], head_values[i]);
     parallel_blocks(blocks, sharing.blocks, [&](int64_t b) {
       forward_block(sources, heads, unit, b * size, smaller(size, rows - b * size), out, lse);
     });

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <numeric>
-#include <vector>
+#include <optional>
 
 #include "attention.h"
 
@@ -22,7 +22,7 @@ class Sources {
   const bool joint;  // one softmax runs over the keys of all; else each has its own, and the results are added up
 
   // The one of a call of cross_attention.
-  explicit Sources(const Call& call) : joint(true) { add(Problem<T>(call, 0), View()); }
+  explicit Sources(const Call& call) : joint(true) { add(call, View()); }
 
   // Tensors: q, then k, v, gate, key_mask and bias of each source, None in the places of those that are not there,
   // then seed. Scalars: scale, softcap, joint, dropout_p.
@@ -39,23 +39,25 @@ class Sources {
       one.tensors[8] = call[kSeed];
       const double scalars[] = {call.scalars[0], call.scalars[1], -1, -1, 0, call.scalars[3]};
       for (int i = 0; i < 6; ++i) one.scalars[i] = scalars[i];
-      Problem<T> p(one, 0);
+      Problem<T>& p = sources.add(one, call[at + 2]);
       p.first_counter += counters;
       counters += p.batches * p.heads * p.queries * ((p.keys + 3) / 4);
-      sources.add(p, call[at + 2]);
     }
     return sources;
   }
 
-  int count() const { return int(problems_.size()); }
-  const Problem<T>& operator[](int i) const { return problems_[size_t(i)]; }
-  const Problem<T>& first() const { return problems_[0]; }
+  int count() const { return count_; }
+  const Problem<T>& operator[](int i) const { return *problems_[i]; }
+  const Problem<T>& first() const { return *problems_[0]; }
 
   int64_t rows() const { return first().heads / groups_ * first().queries; }  // of a unit
   int64_t units() const { return first().batches * groups_; }
   int64_t work() const {
     int64_t all = 0;
-    for (const Problem<T>& p : problems_) all += units() * rows() * p.keys * (p.width + p.value_width) / Vec<T>::size;
+    for (int i = 0; i < count(); ++i) {
+      const Problem<T>& p = (*this)[i];
+      all += units() * rows() * p.keys * (p.width + p.value_width) / Vec<T>::size;
+    }
     return all;
   }
 
@@ -69,7 +71,7 @@ class Sources {
   }
 
   T gate(int i, const Row& row) const {
-    const Broadcast& of = gates_[size_t(i)];
+    const Broadcast& of = *gates_[i];
     T gate = 1;
     if (of)
       (Stored<T>(of.view) + of.row(row.batch, row.head, row.query)).with([&](const auto* x) {
@@ -85,14 +87,16 @@ class Sources {
 
   explicit Sources(bool is_joint) : joint(is_joint) {}
 
-  void add(const Problem<T>& problem, const View& gate) {
-    problems_.push_back(problem);
-    gates_.push_back(Broadcast(gate));
+  Problem<T>& add(const Call& one, const View& gate) {
+    Problem<T>& problem = problems_[count_].emplace(one, 0);
+    gates_[count_++].emplace(gate);
     groups_ = std::lcm(groups_, problem.groups);
+    return problem;
   }
 
-  std::vector<Problem<T>> problems_;
-  std::vector<Broadcast> gates_;
+  std::optional<Problem<T>> problems_[kMaxSources];
+  std::optional<Broadcast> gates_[kMaxSources];
+  int count_ = 0;
   int64_t groups_ = 1;
 };
 

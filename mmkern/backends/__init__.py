@@ -198,7 +198,8 @@ def choose(op: Op, name: str, args: Sequence[Any]) -> Backend | None:
 
 def has_kernel(op: Op, lead: Tensor) -> bool:
     """Whether a backend's kernel, and not the reference, takes calls with such a tensor."""
-    return any(choice.chosen and choice.backend != "reference" for choice in choices(op, op.name, lead))
+    wanted = settings.backend
+    return any(wanted in (None, b.name) and not b.reasons_not(op, op.name, lead, ()) for b in BACKENDS)
 
 
 def takes_every_call(chosen: Backend, name: str) -> bool:

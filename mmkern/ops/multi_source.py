@@ -97,7 +97,6 @@ _in_one_launch = define(
     },
     arrange=_arrange,
     autocast="lower",
-    is_checked_by_signature=False,
 )
 
 
@@ -149,6 +148,10 @@ def multi_source_attention(
     for i, source in enumerate(sources):
         if not isinstance(source, Source):
             raise TypeError(f"{_OP}: sources[{i}] is {type(source).__name__}, expected a Source")
+        for name in ("k", "v"):
+            if not isinstance(getattr(source, name), Tensor):
+                kind = type(getattr(source, name)).__name__
+                raise TypeError(f"{_OP}: sources[{i}].{name} is {kind}, expected a Tensor")
     check_softcap_and_dropout(_OP, softcap, dropout_p)
     draws = dropout_p > 0
     if _is_one_launch(q, sources):
