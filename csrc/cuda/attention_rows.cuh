@@ -132,8 +132,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) merge_parts_backward(const Merge
   });
 }
 
-// ---- Rotary embeddings
-// -----------------------------------------------------------------------------------------------
+// ---- Rotary embeddings ----
 
 constexpr int kPairs = 8;          // of a row, in a lane's registers
 constexpr int kRotaryLanes = 256;  // at most, that share a row: with more, a lane's registers do not hold its pairs
