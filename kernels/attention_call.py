@@ -52,7 +52,7 @@ KEY_BLOCKS = {
 }
 KEY_BLOCKS_BESIDE_BIAS = {**KEY_BLOCKS, 2: {**KEY_BLOCKS[2], 128: Blocks(16, 64, 8)}}
 BIAS_BLOCKS = {
-    2: {64: Blocks(64, 32, 8), 128: Blocks(32, 32, 8), 256: Blocks(32, 16, 8)},
+    2: {64: Blocks(64, 32, 8), 128: Blocks(64, 16, 8), 256: Blocks(32, 16, 8)},
     4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _FEW_QUERIES = 16
