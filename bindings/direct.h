@@ -5,6 +5,9 @@
 // takes as it is. mmkern/ops/_define.py has the long way, and the errors.
 #pragma once
 
+#include <algorithm>
+#include <numeric>
+
 #include "../csrc/cpu/pool.h"
 #include "run.h"
 #include "signature.h"
@@ -73,7 +76,8 @@ class Direct {
     View* const outputs = call.tensors + signature_.tensors_among(inputs_);
     if (!reads(args, call, outputs)) return declined();
     if ((autocasts_wide_ || bytes_of(outputs[0].dtype) == 2) && torch.autocasts()) return declined();
-    const py::object result = allocate_all(outputs, args[signature_.lead()]);
+    const size_t lead = signature_.lead();
+    const py::object result = allocate_all(outputs, args[lead], call.tensors[signature_.tensors_among(lead)]);
     call.threads = torch.threads();
     run(kernel_, call);
     return torch.records() && any_requires_grad(args) ? recorded(result, args) : result;
@@ -82,19 +86,16 @@ class Direct {
  private:
   static py::object declined() { return py::reinterpret_borrow<py::object>(Py_NotImplemented); }
 
-  // Fills in `call`, and the sizes of the outputs; false where a kernel does not take these arguments as they are, or
-  // the outputs would lie as they do, in another order.
+  // Fills in `call`, and the sizes of the outputs; false where a kernel does not take these arguments as they are.
   bool reads(PyObject* const* args, Call& call, View* outputs) const {
     const TensorReader& reader = TensorReader::instance();
     for (size_t i = 0; i < inputs_; ++i)
       if (!is_number(args[i]) && !reader.is_tensor(args[i]) && args[i] != Py_None) return false;
-    const size_t lead = signature_.lead();
-    if (!reader.is_tensor(args[lead])) return false;
+    if (!reader.is_tensor(args[signature_.lead()])) return false;
     try {
       const Signature::Bound bound = signature_.read(args, inputs_, call);
       for (size_t i = 0; i < outputs_; ++i) outputs[i] = bound.contiguous(signature_.parameter(inputs_ + i));
-      const bool keeps_order = signature_.parameter(lead).axes == Parameter::Axes::strided;
-      return !keeps_order || is_contiguous(call.tensors[signature_.tensors_among(lead)]);
+      return true;
     } catch (const BadArgument&) {
       return false;
     } catch (const py::error_already_set&) {  // as from a tensor that outlived its transform
@@ -106,9 +107,10 @@ class Direct {
   static bool is_tensor(PyObject* object) { return !is_number(object) && object != Py_None; }
   static bool is_contiguous(const View& view) {
     int64_t stride = 1;
+    bool found = true;
     for (int axis = view.rank - 1; axis >= 0; stride *= view.sizes[axis--])
-      if (view.sizes[axis] != 1 && view.strides[axis] != stride) return false;
-    return true;
+      found = found && (view.sizes[axis] == 1 || view.strides[axis] == stride);
+    return found || stride == 0;
   }
 
   bool any_requires_grad(PyObject* const* args) const {
@@ -118,8 +120,10 @@ class Direct {
   }
 
   // The output, or a tuple of several.
-  py::object allocate_all(View* outputs, PyObject* lead) const {
-    const py::object first = allocate(outputs[0], lead);
+  py::object allocate_all(View* outputs, PyObject* lead, const View& like) const {
+    const bool keeps_order = signature_.parameter(signature_.lead()).axes == Parameter::Axes::strided;
+    const bool is_plain = !keeps_order || like.rank != outputs[0].rank || is_contiguous(like);
+    const py::object first = is_plain ? allocate(outputs[0], lead) : allocate_in_order(outputs[0], lead, like);
     TensorReader::instance().read_plain(first.ptr(), outputs[0]);
     if (outputs_ == 1) return first;
     py::tuple all(outputs_);
@@ -129,6 +133,19 @@ class Direct {
       TensorReader::instance().read_plain(PyTuple_GET_ITEM(all.ptr(), Py_ssize_t(i)), outputs[i]);
     }
     return all;
+  }
+  // Its axes lie in memory in the order of those of `like`, the last one innermost.
+  py::object allocate_in_order(const View& view, PyObject* lead, const View& like) const {
+    int order[kMaxRank];
+    std::iota(order, order + view.rank, 0);
+    std::stable_sort(order, order + view.rank - 1, [&](int a, int b) { return like.strides[a] > like.strides[b]; });
+    View dense = view;
+    for (int i = 0; i < view.rank; ++i) dense.sizes[i] = view.sizes[order[i]];
+    const py::object made = allocate(dense, lead);
+    py::tuple places(view.rank);
+    for (int i = 0; i < view.rank; ++i) places[size_t(order[i])] = i;
+    PyObject* const args[] = {made.ptr(), places.ptr()};
+    return checked(PyObject_VectorcallMethod(permute_, args, 2, nullptr));
   }
   py::object allocate(const View& view, PyObject* lead) const {
     int64_t bytes = bytes_of(view.dtype);
@@ -187,6 +204,7 @@ class Direct {
   PyObject* default_ = intern("default");
   PyObject* requires_grad_ = intern("requires_grad");
   PyObject* new_empty_ = intern("new_empty");
+  PyObject* permute_ = intern("permute");
   PyObject* dtype_keyword_ = kept(py::make_tuple("dtype"));
 };
 
