@@ -198,11 +198,12 @@ def test_autocast_runs_in_its_dtype() -> None:
     assert torch.equal(out, ops.cross_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
 
 
-def test_what_an_earlier_call_left_in_memory_does_not_matter() -> None:
-    """Keys hidden at the beginning: a tile begins before the first one that is seen."""
+@pytest.mark.parametrize("first", [3, 77])
+def test_what_an_earlier_call_left_in_memory_does_not_matter(first: int) -> None:
+    """Keys hidden at the beginning, so that a tile begins before the first one that is seen; and all of them."""
     torch.set_num_threads(1)
     q, k, v = (x.requires_grad_() for x in qkv())
-    mask = torch.arange(k.shape[2])[None].expand(k.shape[0], -1) >= 3
+    mask = torch.arange(k.shape[2])[None].expand(k.shape[0], -1) >= first
     everything = torch.ones_like(mask)
 
     def run(key_mask: Tensor, factor: float) -> list[Tensor]:
