@@ -105,6 +105,7 @@ class Direct {
 
   static bool is_number(PyObject* object) { return PyFloat_Check(object) || PyLong_Check(object); }
   static bool is_tensor(PyObject* object) { return !is_number(object) && object != Py_None; }
+  // As one without elements is.
   static bool is_contiguous(const View& view) {
     int64_t stride = 1;
     bool found = true;

@@ -3,8 +3,6 @@
 // Keys are cut into pieces of a fixed length; what each leaves is merged in their order.
 #pragma once
 
-#include <vector>
-
 #include "attention_forward.h"
 
 namespace mmkern {
@@ -132,37 +130,35 @@ void decode_piece(const Problem<T>& p, int64_t unit, int64_t first, int64_t rows
   }
 }
 
-// A piece of the keys of a source.
-struct Piece {
-  int source;
-  KeyRange keys;
-};
-
 template <class T>
-std::vector<Piece> pieces_of(const Sources<T>& sources) {
-  std::vector<Piece> pieces;
-  for (int i = 0; i < sources.count(); ++i) {
-    const int64_t keys = sources[i].keys;
-    int64_t first = 0;
-    do {
-      pieces.push_back({i, {first, smaller(first + kPieceKeys, keys)}});
-      first += kPieceKeys;
-    } while (first < keys);
-  }
-  return pieces;
+int64_t pieces_of(const Problem<T>& p) {
+  return p.keys ? blocks_of(p.keys, kPieceKeys) : 1;
 }
+
+// A piece of the keys of a source; `number` counts those of all sources.
+template <class T>
+struct Piece {
+  int source = 0;
+  KeyRange keys;
+
+  Piece(const Sources<T>& sources, int64_t number) {
+    for (; number >= pieces_of(sources[source]); ++source) number -= pieces_of(sources[source]);
+    keys = {number * kPieceKeys, smaller((number + 1) * kPieceKeys, sources[source].keys)};
+  }
+};
 
 // lse may be null.
 template <class T>
 void decode(const Sources<T>& sources, const View& out, T* lse, int threads) {
-  const std::vector<Piece> pieces = pieces_of(sources);
   const Problem<T>& p = sources.first();
-  const int64_t rows = sources.rows(), count = int64_t(pieces.size()), D = p.value_width;
+  const int64_t rows = sources.rows(), D = p.value_width;
+  int64_t count = 0;
+  for (int i = 0; i < sources.count(); ++i) count += pieces_of(sources[i]);
   const Scratch<Softmax<T>> softmax(sources.units() * count * rows);
   const Scratch<T> all_sums(sources.units() * count * rows * D + 1);
   if (!is_parallel(sources.work(), threads)) threads = 1;
   parallel_blocks(sources.units() * count, threads, [&](int64_t task) {
-    const Piece& piece = pieces[size_t(task % count)];
+    const Piece<T> piece(sources, task % count);
     const auto place = sources.place(piece.source, task / count);
     decode_piece(sources[piece.source], place.unit, place.row, rows, piece.keys, softmax.data + task * rows,
                  all_sums.data + task * rows * D);
@@ -171,29 +167,30 @@ void decode(const Sources<T>& sources, const View& out, T* lse, int threads) {
     for (int64_t r = 0; r < rows; ++r) {
       const auto place = sources.place(0, unit);
       const Row row = p.row(place.unit, place.row + r);
-      T* const total = all_sums.data + (unit * count * rows + r) * D;  // of the first piece, which takes the others
-      T* sums = total;
+      const auto sums_of = [&](int64_t i) { return all_sums.data + ((unit * count + i) * rows + r) * D; };
+      T* const total = sums_of(0);  // takes the others
       Softmax<T> all;
-      for (int64_t i = 0; i < count; ++i) {
-        const int source = pieces[size_t(i)].source;
-        const int64_t at = (unit * count + i) * rows + r;
-        const bool begins = i == 0 || (!sources.joint && source != pieces[size_t(i - 1)].source);
-        T* const piece = all_sums.data + at * D;
-        if (begins) {
-          sums = piece;
-          all = {};
-        }
+      int64_t i = 0;
+      for (int source = 0; source < sources.count(); ++source) {
+        const bool begins = source == 0 || !sources.joint;
         const T gate = sources.gate(source, row);
-        const auto [kept, added] = all.merge(softmax.data[at]);
-        const T by = sources.joint ? added * gate : added;
-        for_each_vec<T>(D, [&, k = kept](auto j) {
-          j.store(sums, begins ? Vec<T>(by) * j.load(piece) : fma(Vec<T>(by), j.load(piece), Vec<T>(k) * j.load(sums)));
-        });
-        const bool ends = i == count - 1 || (!sources.joint && source != pieces[size_t(i + 1)].source);
-        if (!ends) continue;
-        multiply(sums, D, all.total == 0 ? T(0) : (sources.joint ? 1 : gate) / all.total);
-        if (sums != total) for_each_vec<T>(D, [&](auto j) { j.store(total, j.load(total) + j.load(sums)); });
+        T* const sums = begins ? sums_of(i) : total;
+        if (begins) all = {};
+        const int64_t end = i + pieces_of(sources[source]);
+        for (bool is_first = begins; i < end; ++i, is_first = false) {
+          const T* const piece = sums_of(i);
+          const auto [kept, added] = all.merge(softmax.data[(unit * count + i) * rows + r]);
+          const T by = sources.joint ? added * gate : added;
+          for_each_vec<T>(D, [&, k = kept](auto j) {
+            const Vec<T> weighed = Vec<T>(by) * j.load(piece);
+            j.store(sums, is_first ? weighed : fma(Vec<T>(k), j.load(sums), weighed));
+          });
+        }
+        if (sources.joint) continue;
+        multiply(sums, D, all.total == 0 ? T(0) : gate / all.total);
+        if (source > 0) for_each_vec<T>(D, [&](auto j) { j.store(total, j.load(total) + j.load(sums)); });
       }
+      if (sources.joint) multiply(total, D, all.total == 0 ? T(0) : 1 / all.total);
       p.at(out, row.batch, row.head, row.query).write(D, total);
       if (lse) lse[p.index(row)] = all.log_of_sum();
     }

@@ -73,10 +73,6 @@ struct Head {
   }
 };
 
-// Of each source.
-template <class T>
-using Heads = std::optional<Head<T>>[kMaxSources];
-
 inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources], source_sums;
 
 // A block of rows on its way along the keys: a softmax each, and Σ weight·v in rows of `cols` columns.
@@ -122,7 +118,7 @@ struct Walk {
 
 // n rows of a unit; lse may be null.
 template <class T>
-void forward_block(const Sources<T>& sources, const Heads<T>& heads, int64_t unit, int64_t first, int64_t n,
+void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int64_t unit, int64_t first, int64_t n,
                    const View& out, T* lse) {
   constexpr int64_t kRows = TileShape<T>::block_rows;
   const Problem<T>& p = sources.first();
@@ -140,11 +136,11 @@ void forward_block(const Sources<T>& sources, const Heads<T>& heads, int64_t uni
     for (int64_t r = 0; r < n; ++r) gates[r] = sources.gate(i, block.rows[r]);
     if (i == 0) pack_block<T>(block, p.width, p.scale, queries, [&](const Row& row) { return p.query(row); });
     if (sources.joint) {
-      all.follow(sources[i], *heads[i], block, queries, gates);
+      all.follow(sources[i], heads[i], block, queries, gates);
       continue;
     }
     Walk<T> own{i == 0 ? sums : others, cols};
-    own.follow(sources[i], *heads[i], block, queries, ones);
+    own.follow(sources[i], heads[i], block, queries, ones);
     own.normalise(n, gates);
     if (i > 0) for_each_vec<T>(n * cols, [&](auto at) { at.store(sums, at.load(sums) + at.load(others)); });
   }
@@ -162,9 +158,9 @@ void forward_blocks(const Sources<T>& sources, const View& out, T* lse, int thre
   const int64_t rows = sources.rows(), blocks = RowBlock<T>::blocks(rows), size = TileShape<T>::block_rows;
   const Sharing sharing(sources.units(), sources.work(), threads);
   parallel_blocks(sources.units(), sharing.units, [&](int64_t unit) {
-    Heads<T> heads;
+    OfEach<Head<T>> heads;
     for (int i = 0; i < sources.count(); ++i)
-      heads[i].emplace(sources[i], sources.place(i, unit).unit, sharing.blocks, head_columns[i], head_values[i]);
+      heads.make(i, sources[i], sources.place(i, unit).unit, sharing.blocks, head_columns[i], head_values[i]);
     parallel_blocks(blocks, sharing.blocks, [&](int64_t b) {
       forward_block(sources, heads, unit, b * size, smaller(size, rows - b * size), out, lse);
     });

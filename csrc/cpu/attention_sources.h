@@ -3,8 +3,7 @@
 // A unit of work is a group of heads that share one head of k and v in every source; a source may have fewer of those.
 #pragma once
 
-#include <numeric>
-#include <optional>
+#include <new>
 
 #include "attention.h"
 
@@ -13,6 +12,20 @@ inline namespace MMKERN_ISA {
 namespace attention {
 
 constexpr int kMaxSources = 4;
+
+// Room for each source's own; what is made there needs no destructor.
+template <class Item>
+class OfEach {
+ public:
+  template <class... Args>
+  Item& make(int i, Args&&... args) {
+    return *new (room_ + i * sizeof(Item)) Item(static_cast<Args&&>(args)...);
+  }
+  const Item& operator[](int i) const { return reinterpret_cast<const Item*>(room_)[i]; }
+
+ private:
+  alignas(Item) unsigned char room_[kMaxSources * sizeof(Item)];
+};
 
 template <class T>
 class Sources {
@@ -47,8 +60,8 @@ class Sources {
   }
 
   int count() const { return count_; }
-  const Problem<T>& operator[](int i) const { return *problems_[i]; }
-  const Problem<T>& first() const { return *problems_[0]; }
+  const Problem<T>& operator[](int i) const { return problems_[i]; }
+  const Problem<T>& first() const { return problems_[0]; }
 
   int64_t rows() const { return first().heads / groups_ * first().queries; }  // of a unit
   int64_t units() const { return first().batches * groups_; }
@@ -71,7 +84,7 @@ class Sources {
   }
 
   T gate(int i, const Row& row) const {
-    const Broadcast& of = *gates_[i];
+    const Broadcast& of = gates_[i];
     T gate = 1;
     if (of)
       (Stored<T>(of.view) + of.row(row.batch, row.head, row.query)).with([&](const auto* x) {
@@ -88,14 +101,16 @@ class Sources {
   explicit Sources(bool is_joint) : joint(is_joint) {}
 
   Problem<T>& add(const Call& one, const View& gate) {
-    Problem<T>& problem = problems_[count_].emplace(one, 0);
-    gates_[count_++].emplace(gate);
-    groups_ = std::lcm(groups_, problem.groups);
+    gates_.make(count_, gate);
+    Problem<T>& problem = problems_.make(count_++, one, 0);
+    int64_t groups = groups_;
+    while (groups % problem.groups) groups += groups_;
+    groups_ = groups;
     return problem;
   }
 
-  std::optional<Problem<T>> problems_[kMaxSources];
-  std::optional<Broadcast> gates_[kMaxSources];
+  OfEach<Problem<T>> problems_;
+  OfEach<Broadcast> gates_;
   int count_ = 0;
   int64_t groups_ = 1;
 };
