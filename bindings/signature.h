@@ -172,7 +172,7 @@ class Signature {
       const View& view = call.tensors[tensors++];
       if (view.dtype != Dtype::none) bound.match(p, view);
     });
-    for (const Relation& relation : relations_) relation.check(bound);
+    for (const Relation& relation : relations_) check(relation, bound);
     return bound;
   }
 
@@ -180,16 +180,22 @@ class Signature {
   // An axis is a multiple of another, or above 0.
   struct Relation {
     char axis, divisor;
-
-    // Of an axis that no tensor has, nothing is asked.
-    void check(const Bound& bound) const {
-      if (!bound.known[int(axis)] || (divisor && !bound.known[int(divisor)])) return;
-      const int64_t size = bound.axis[int(axis)], by = divisor ? bound.axis[int(divisor)] : 1;
-      if (by == 0 || size % by || (!divisor && size == 0))
-        throw BadArgument{"has " + std::to_string(size) + " on axis " + axis + ", expected " +
-                          (divisor ? "a multiple of " + std::to_string(by) : "more")};
-    }
   };
+
+  // Of an axis that no tensor has, nothing is asked.
+  void check(const Relation& relation, const Bound& bound) const {
+    const int of = relation.axis, by = relation.divisor ? relation.divisor : '1';
+    if (!bound.known[of] || !bound.known[by]) return;
+    const int64_t size = bound.axis[of], divisor = bound.axis[by];
+    if (divisor && size % divisor == 0 && (relation.divisor || size)) return;
+    const std::string expected = relation.divisor ? "a multiple of " + std::to_string(divisor) : "at least 1";
+    for (const Parameter& p : parameters_) {
+      const size_t at = p.letters.find(relation.axis);
+      if (at != std::string::npos)
+        throw BadArgument{p.name + " has size " + std::to_string(size) + " on axis " + std::to_string(at) +
+                          ", expected " + expected};
+    }
+  }
 
   static Relation relation(const std::string& text) {
     const std::string between = " multiple of ";

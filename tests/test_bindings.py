@@ -40,6 +40,18 @@ def test_the_gradient_of_a_row_may_have_any_stride() -> None:
             assert torch.equal(strided, dense)
 
 
+def attend(heads: int = 4, width: int = 8) -> tuple[Any, ...]:
+    q, kv = x(1, heads, 5, width), x(1, 2, 6, width)
+    options = (1.0, 0.0, -1, -1, 0, 0.0)
+    return q, kv, kv, *[None] * 6, *options, x(1, heads, 5, width), x(1, heads, 5), 1
+
+
+def two_sources(groups: int = 2, gate: torch.Tensor | None = None) -> tuple[Any, ...]:
+    q, first, second = x(1, 4, 5, 8), x(1, 2, 6, 8), x(1, groups, 7, 8)
+    places = (first, first, None, None, None, second, second, gate, None, None)
+    return q, *places, *[None] * 11, 1.0, 0.0, 0, 0.0, q, 1
+
+
 WRONG: list[tuple[str, tuple[Any, ...], str]] = [
     ("lorentz_exp_map0", (x(2, 3), 1.0, 1), "takes 4 arguments, got 3"),
     ("lorentz_exp_map0", (x(2, 3), 0.0, x(2, 3), 1), "curvature must be above 0"),
@@ -64,6 +76,10 @@ WRONG: list[tuple[str, tuple[Any, ...], str]] = [
         (x(4, 5, 3), x(4, 9)[:, :5], 1.0, x(4, 3), 1),
         "weights has leading axes that do not collapse",
     ),
+    ("cross_attention", attend(heads=3), "q has size 3 on axis 1, expected a multiple of 2"),
+    ("cross_attention", attend(width=0), "q has size 0 on axis 3, expected at least 1"),
+    ("multi_source_attention", two_sources(groups=3), "q has size 4 on axis 1, expected a multiple of 3"),
+    ("multi_source_attention", two_sources(gate=x(1, 1, 1, 2)), "gate1 has size 2 on axis 3, expected 1"),
     ("mobius_scalar_mul", (x(2, dtype=torch.bfloat16), x(2, 3), 1.0, x(2, 3), 1), "r has another dtype"),
 ]
 
