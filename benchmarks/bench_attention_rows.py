@@ -43,6 +43,7 @@ ATTENTION_ROWS = Family(
             x, x[:, :0], weight, weight, cos, sin, rivals.EPS
         )[0],
     },
+    made_of={"qk_norm_rotary": "rotary_embedding"},
 )
 
 

@@ -72,7 +72,8 @@ class Family:
     mmkern where that is not the op with these arguments. ``peer(task, args)`` is another library's op, for cases
     ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for each of the product of the sizes.
     ``yardstick(op)`` is what the machine is asked for at that size: a copy, or the product x yᵀ of ``product(args)``.
-    ``few`` takes of an argument what the oracle can compute in a second.
+    ``few`` takes of an argument what the oracle can compute in a second. ``made_of`` names the op whose kernels another
+    one runs, where that has none of its own.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Family:
     yardstick: Callable[[str], Literal["copy", "sgemm"]] = lambda op: "copy"
     product: Callable[[Sequence[Any]], tuple[Tensor, Tensor]] = lambda args: (args[0], args[1])
     few: Callable[[Tensor], Tensor] = few_rows
+    made_of: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

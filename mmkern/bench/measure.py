@@ -84,13 +84,14 @@ def measure(case: Case, plan: Plan, stage: Stage = lambda text: None) -> Measure
     medians = {name: statistics.median(times) for name, times in samples.items()}
     moved = traffic(args, out, case.mode)
     copied = 2 * max(a.nbytes for a in args if isinstance(a, Tensor))
+    kernels_of = case.family.made_of.get(case.op, case.op)
     return Measurement(
         case=str(case),
         op=case.op,
         shape=str(case.shape),
         mode=case.mode,
         source=case.shape.source,
-        backend=next(choice.backend for choice in explain(case.op, *args) if choice.chosen),
+        backend=next(choice.backend for choice in explain(kernels_of, *args) if choice.chosen),
         threads=case.threads,
         flops=case.flops(),
         bytes=moved,
