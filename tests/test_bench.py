@@ -22,6 +22,7 @@ from mmkern.bench import environment, floors, history, main, measure, metrics, p
 from mmkern.bench.case import Case, Shape, by_name, load_suite, select
 from mmkern.bench.floors import Bound
 from mmkern.bench.measure import Measurement, Plan
+from mmkern.ops._define import OPS
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -32,6 +33,11 @@ for _package in ("pytest_benchmark", "rich", "matplotlib", "yaml", "geoopt"):
 @pytest.fixture(scope="module")
 def suite() -> dict[str, Case]:
     return load_suite(BENCHMARKS)
+
+
+def test_every_case_names_an_op_with_kernels(suite: dict[str, Case]) -> None:
+    names = {case.family.made_of.get(case.op, case.op) for case in suite.values()}
+    assert names <= set(OPS)
 
 
 def resized(case: Case, **changes: Any) -> Case:

@@ -217,6 +217,12 @@ def test_a_source_that_is_hidden_adds_nothing() -> None:
         (ValueError, "sources is empty", [], {}),
         (TypeError, r"sources\[0\] is int, expected a Source", [0], {}),
         (
+            TypeError,
+            r"sources\[1\].k is NoneType, expected a Tensor",
+            [ops.Source(randn(1, 1, 2, 4), randn(1, 1, 2, 4)), ops.Source(None, randn(1, 1, 2, 4))],
+            {},
+        ),
+        (
             ValueError,
             r"sources\[0\]: k has shape",
             [ops.Source(randn(1, 1, 2, 3), randn(1, 1, 2, 3))],

@@ -128,8 +128,9 @@ def multi_source_attention(
     """Attention to several sources, each gated: ``Σᵢ gateᵢ · softmax(scale·q kᵢᵀ) vᵢ``.
 
     With ``mode="joint"`` one softmax runs over the keys of all sources: ``Σᵢ gateᵢ · Σⱼ pᵢⱼ vᵢⱼ`` with
-    ``Σᵢ Σⱼ pᵢⱼ = 1``. No keys are copied. Up to four sources are one launch where no gradient is asked for; otherwise
-    each is a call of ``cross_attention``, and a joint softmax merges their results by their log-sum-exp.
+    ``Σᵢ Σⱼ pᵢⱼ = 1``. No keys are copied. Up to four sources are one launch where no gradient is asked for, on a CPU
+    and in Triton; otherwise each is a call of ``cross_attention``, and a joint softmax merges their results by their
+    log-sum-exp.
 
     Args:
         q: ``[B, Hq, L, D]``.
