@@ -96,54 +96,77 @@ struct Solver {
   }
 };
 
-// Scalar: for (i < n) xx += x[i] x[i], yy += y[i] y[i], and x.d, |d|^2 or x.y; with g: g.x and g.e.
-template <class T, Points points, bool with_grad, class S>
-MMKERN_FN void inner_products(const S* x, const S* y, const S* g, int64_t cols, Inputs<T>& in, int r) {
-  reduce_row<T, with_grad ? 6 : 4>(cols, &in.at(0, r), in.rows, [&](auto at, Vec<T>* acc) {
-    const Vec<T> a = at.load(x), b = at.load(y);
-    Vec<T> e = b;
-    acc[kXX] = fma(a, a, acc[kXX]);
-    acc[kYY] = fma(b, b, acc[kYY]);
-    if constexpr (points == Points::compared) {
-      e = b - a;
-      acc[kDD] = fma(e, e, acc[kDD]);
-    }
-    acc[kXD] = fma(a, e, acc[kXD]);
-    if constexpr (with_grad) {
-      const Vec<T> h = at.load(g);
-      acc[kGX] = fma(h, a, acc[kGX]);
-      acc[kGE] = fma(h, e, acc[kGE]);
-    }
-  });
+// acc += |x|^2, |y|^2, and x.d, |d|^2 or x.y; with g: g.x and g.e.
+template <class T, Points points, bool with_grad, class At, class S>
+MMKERN_FN void add_products(At at, const S* x, const S* y, const S* g, Vec<T>* acc) {
+  const Vec<T> a = at.load(x), b = at.load(y);
+  Vec<T> e = b;
+  acc[kXX] = fma(a, a, acc[kXX]);
+  acc[kYY] = fma(b, b, acc[kYY]);
+  if constexpr (points == Points::compared) {
+    e = b - a;
+    acc[kDD] = fma(e, e, acc[kDD]);
+  }
+  acc[kXD] = fma(a, e, acc[kXD]);
+  if constexpr (with_grad) {
+    const Vec<T> h = at.load(g);
+    acc[kGX] = fma(h, a, acc[kGX]);
+    acc[kGE] = fma(h, e, acc[kGE]);
+  }
 }
 
+template <class T, Points points, bool with_grad, class S>
+MMKERN_FN void inner_products(const S* x, const S* y, const S* g, int64_t cols, Inputs<T>& in, int r) {
+  reduce_row<T, with_grad ? 6 : 4>(cols, &in.at(0, r), in.rows,
+                                   [&](auto at, Vec<T>* acc) { add_products<T, points, with_grad>(at, x, y, g, acc); });
+}
+
+// Where a map is written, the next block's inner products are formed in the same loop: its loads fill the time of
+// this one's stores.
 template <class S, Points points, Result kind>
 void forward(const Call& call, double option, Solve<accumulate_t<S>> solve) {
   using T = accumulate_t<S>;
+  constexpr const S* kNoGrad = nullptr;
   const auto x = rows<const S>(call[0]), y = rows<const S>(call[1]);
   const auto out = kind == Result::map ? rows<S>(call[2]) : Rows<S>{};
   const bool stream = streams(out);
   const T c = T(call.scalars[0]);
-  for_each_row_block<T>(x.rows, 5 * x.cols, call.threads, [&](int64_t first, int n) {
+  for_each_run_of_blocks(x.rows, Vec<T>::size, 5 * x.cols, call.threads, [&](auto block, int64_t count) {
     Inputs<T> in;
-    for (int r = 0; r < n; ++r) {
-      inner_products<T, points, false>(x[first + r], y[first + r], static_cast<const S*>(nullptr), x.cols, in, r);
-    }
-    Outputs<T> k;
-    solve(in, c, T(option), k);
-    if constexpr (kind == Result::scalar) {
-      k.get(kValue).store(static_cast<S*>(call[2].data) + first, n);
-    } else {
-      for (int r = 0; r < n; ++r) {
-        const S *x_row = x[first + r], *y_row = y[first + r];
-        S* to = out[first + r];
-        const Vec<T> a(k.at(kA, r)), b(k.at(kB, r));
-        for_each_vec<T>(x.cols, stream, [&](auto at) {
-          const Vec<T> u = at.load(x_row);
-          Vec<T> e = at.load(y_row);
-          if constexpr (points == Points::compared) e = e - u;
-          at.store(to, fma(a, u, b * e));
-        });
+    const auto look_at = [&](const RowBlock& b) {
+      for (int r = 0; r < b.n; ++r) {
+        inner_products<T, points, false>(x[b.first + r], y[b.first + r], kNoGrad, x.cols, in, r);
+      }
+    };
+    look_at(block(0));
+    for (int64_t i = 0; i < count; ++i) {
+      const RowBlock now = block(i), next = i + 1 < count ? block(i + 1) : RowBlock{0, 0};
+      Outputs<T> k;
+      solve(in, c, T(option), k);
+      if constexpr (kind == Result::scalar) {
+        k.get(kValue).store(static_cast<S*>(call[2].data) + now.first, now.n);
+        look_at(next);
+      } else {
+        for (int r = 0; r < now.n; ++r) {
+          const S *x_row = x[now.first + r], *y_row = y[now.first + r];
+          S* to = out[now.first + r];
+          const Vec<T> a(k.at(kA, r)), b(k.at(kB, r));
+          const auto write = [&](auto at) {
+            const Vec<T> u = at.load(x_row);
+            Vec<T> e = at.load(y_row);
+            if constexpr (points == Points::compared) e = e - u;
+            at.store(to, fma(a, u, b * e));
+          };
+          if (r < next.n) {
+            const S *x_next = x[next.first + r], *y_next = y[next.first + r];
+            reduce_row<T, 4>(x.cols, stream, &in.at(0, r), in.rows, [&](auto at, Vec<T>* acc) {
+              add_products<T, points, false>(at, x_next, y_next, kNoGrad, acc);
+              write(at);
+            });
+          } else {
+            for_each_vec<T>(x.cols, stream, write);
+          }
+        }
       }
     }
   });

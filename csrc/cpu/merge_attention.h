@@ -65,7 +65,7 @@ void merge_rows(const Call& call) {
   using T = accumulate_t<S>;
   const int leading = call[0].rank - 1;
   const int64_t rows = count(call[0], leading), cols = call[0].sizes[leading];
-  for_each_run_of_blocks<T>(rows, 3 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
+  for_each_run_of_blocks(rows, Vec<T>::size, 3 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
     Parts<S> parts(call, 0, leading, block(0).first);
     GridRows<S> to(call[4], leading, block(0).first);
     GridRows<T> lse_to(call[5], leading, block(0).first);
@@ -101,7 +101,7 @@ void merge_rows_backward(const Call& call) {
   using T = accumulate_t<S>;
   const int leading = call[0].rank - 1;
   const int64_t rows = count(call[0], leading), cols = call[0].sizes[leading];
-  for_each_run_of_blocks<T>(rows, 5 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
+  for_each_run_of_blocks(rows, Vec<T>::size, 5 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
     const int64_t first = block(0).first;
     GridRows<const S> grad(call[0], leading, first);
     GridRows<const T> grad_lse(call[1], leading, first);

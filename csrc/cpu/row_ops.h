@@ -143,8 +143,9 @@ inline size_t last_cache_bytes() {
   return bytes;
 }
 
-// Whether to store past the caches what a call writes: where it would fill them, nobody finds it there later, and a
-// line that is not read before it is written saves a third of a copy's traffic. Rows must begin at whole lines.
+// Whether to store past the caches what a call writes: where it would fill the last one beside what the call reads,
+// nobody finds it there later, and a line that is not read before it is written saves a third of a copy's traffic. Rows
+// must begin at whole lines.
 template <class... S>
 inline bool streams(const Rows<S>&... outputs) {
   constexpr uintptr_t kLine = 64;
@@ -156,7 +157,7 @@ inline bool streams(const Rows<S>&... outputs) {
     places |= reinterpret_cast<uintptr_t>(rows.data) | uintptr_t(rows.stride) * sizeof(*rows.data);
   };
   (look(outputs), ...);
-  return bytes >= last_cache_bytes() && places % kLine == 0;
+  return 2 * bytes >= last_cache_bytes() && places % kLine == 0;
 }
 
 // Scalar: for (i < n) for (k < K) sums[k] += term_k(i);
@@ -179,6 +180,10 @@ MMKERN_FN void reduce_row(int64_t n, T* sums, int64_t stride, F term) {
     for (int u = 1; u < U; ++u) total += acc[u][k];
     sums[k * stride] = sum(total);
   }
+}
+template <class T, int K, class F>
+MMKERN_FN void reduce_row(int64_t n, bool stream, T* sums, int64_t stride, F term) {
+  stream ? reduce_row<T, K, true>(n, sums, stride, term) : reduce_row<T, K>(n, sums, stride, term);
 }
 
 template <class T, class S>
@@ -220,14 +225,13 @@ struct RowBlock {
   int n;
 };
 
-// f(block, count) for each thread: its blocks are block(0) to block(count - 1).
-template <class T, class F>
-inline void for_each_run_of_blocks(int64_t rows, int64_t work_per_row, int threads, F f) {
-  constexpr int L = Vec<T>::size;
-  parallel_rows((rows + L - 1) / L, work_per_row * L, threads, [&](int64_t begin, int64_t end) {
+// f(block, count) for each thread: its blocks are block(0) to block(count - 1), of most rows each.
+template <class F>
+inline void for_each_run_of_blocks(int64_t rows, int most, int64_t work_per_row, int threads, F f) {
+  parallel_rows((rows + most - 1) / most, work_per_row * most, threads, [&](int64_t begin, int64_t end) {
     const auto block = [=](int64_t i) {
-      const int64_t first = (begin + i) * L;
-      return RowBlock{first, int(rows - first < L ? rows - first : L)};
+      const int64_t first = (begin + i) * most;
+      return RowBlock{first, int(rows - first < most ? rows - first : most)};
     };
     f(block, end - begin);
     store_fence();
@@ -237,7 +241,7 @@ inline void for_each_run_of_blocks(int64_t rows, int64_t work_per_row, int threa
 // f(first, n) for every block.
 template <class T, class F>
 inline void for_each_row_block(int64_t rows, int64_t work_per_row, int threads, F f) {
-  for_each_run_of_blocks<T>(rows, work_per_row, threads, [&](auto block, int64_t count) {
+  for_each_run_of_blocks(rows, Vec<T>::size, work_per_row, threads, [&](auto block, int64_t count) {
     for (int64_t i = 0; i < count; ++i) f(block(i).first, block(i).n);
   });
 }

@@ -20,7 +20,7 @@ from .sides import Thunk, build_sides, check, product_flops, yardstick
 
 WARMUPS = 12  # fewer measure page faults
 FEWEST_ROUNDS, MOST_ROUNDS = 11, 400
-SHORTEST_SAMPLE = 500e-6  # seconds; shorter calls are timed several at a time
+SHORTEST_SAMPLE = 2e-3  # seconds; shorter calls are timed many at a time: the first finds cold caches
 RIVALS = ("eager", "compile", "peer")
 
 Stage = Callable[[str], None]
