@@ -36,6 +36,17 @@ struct AttentionPlace {
     return at;
   }
 
+  // Leaves out the tiles of keys that no row of the block sees for its place: of one head, whose first row sees the
+  // first key of all and its last row the last.
+  MMKERN_FN void narrow_to_band(const AttentionArgs& a, int tile_keys) {
+    const int rows = int(blockDim.x) / kWarp * kWarpRows, all = a.heads / a.groups * a.queries;
+    const int last_row = (first_row + rows < all ? first_row + rows : all) - 1;
+    if ((a.left < 0 && a.right < 0) || first_row / a.queries != last_row / a.queries) return;
+    const int first = Query::at(a, batch, group, first_row, first_key, last_key).first;
+    last_key = Query::at(a, batch, group, last_row, first_key, last_key).end;
+    first_key += (first - first_key) / tile_keys * tile_keys;
+  }
+
   template <class Number>
   MMKERN_FN const Number* head(const Heads& x, int number) const {
     return static_cast<const Number*>(x.data) + batch * x.batch_stride + number * x.head_stride;
@@ -95,7 +106,12 @@ __global__ void __launch_bounds__(kAttentionThreads) attention(const AttentionAr
   constexpr int kScores = kTileKeys / 8, kSums = kValue / 8;
   using Product = Products<T, kTileKeys>;
   MMKERN_DYNAMIC_SHARED(Number, shared);
-  const AttentionPlace at = AttentionPlace::of(a);
+  __shared__ AttentionPlace at;  // not in registers, of which float32 has none to spare
+  if (threadIdx.x == 0) {
+    at = AttentionPlace::of(a);
+    at.narrow_to_band(a, kTileKeys);
+  }
+  __syncthreads();
   const int warp = int(threadIdx.x) / kWarp, rows = int(blockDim.x) / kWarp * kWarpRows;
   const int row_count = a.heads / a.groups * a.queries - at.first_row;
 

@@ -19,7 +19,7 @@ from mmkern.reference.philox import threshold
 _WARP_ROWS = 16
 _MAX_WARPS = 4
 _MAX_INT = 1 << 30  # queries of a whole batch, and keys, are counted in int
-_SHARED_BYTES = 99 << 10  # what every device from sm_80 on has for a block
+_SHARED_BYTES = (99 << 10) - 32  # what every device from sm_80 on has for a block, but for what a kernel keeps itself
 _STEP = 16  # to whose multiple channels are padded in shared memory
 _VALUE_WIDTHS = (64, 128, 256)
 _MAX_WIDTH = 256
