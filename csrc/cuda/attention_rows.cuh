@@ -239,17 +239,17 @@ struct LanePairs {
 #pragma unroll
     for (int k = 0; k < kPairs; ++k) c[k] = 1, s[k] = 0;
     if (cols == 0) return;
-    if (kVectors) {
+    if constexpr (kVectors) {
       const int p = pair(0);
       if (p >= a.pairs) return;
       load_block(c, reinterpret_cast<const char*>(cos), p, kFloat32);
       load_block(s, reinterpret_cast<const char*>(sin), p, kFloat32);
-      return;
-    }
+    } else {
 #pragma unroll
-    for (int k = 0; k < kPairs; ++k) {
-      const int p = pair(k);
-      if (p < a.pairs) c[k] = cos[p], s[k] = sin[p];
+      for (int k = 0; k < kPairs; ++k) {
+        const int p = pair(k);
+        if (p < a.pairs) c[k] = cos[p], s[k] = sin[p];
+      }
     }
   }
 
