@@ -1,5 +1,6 @@
 """Why the attention family is worth having: each op beside the plain formula, cross_attention beside PyTorch's too."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def sdpa(task: str, args: Any) -> Peer:
     return Peer(rivals.SDPA[task], args, leaves, lambda out: out)
 
 
+def in_float32(task: str, args: Any) -> Peer:
+    """mmkern itself, on the same numbers in float32."""
+    wide = [a.detach().float().requires_grad_(a.requires_grad) for a in args]
+    return Peer(ops.cross_attention, wide, [a for a in wide if a.requires_grad], lambda out: out)
+
+
 def product(args: Any) -> tuple[Tensor, Tensor]:
     """The product that matrix rates are told by, 2048 x 2048 x 512: attention's own are small and many."""
     generator = torch.Generator().manual_seed(0)
@@ -77,10 +84,15 @@ ATTENTION = Family(
         ),
     },
 )
+BFLOAT16 = replace(ATTENTION, peer_name="float32", peer=in_float32)
 
 
 def case(shape: str, **options: Any) -> Case:
     return Case(ATTENTION, "cross_attention", SHAPES[shape], with_peer=True, **options)
+
+
+def in_bfloat16(shape: str, **options: Any) -> Case:
+    return Case(BFLOAT16, "cross_attention", SHAPES[shape], dtype=torch.bfloat16, with_peer=True, **options)
 
 
 CASES = [
@@ -90,13 +102,18 @@ CASES = [
     case("lip_motion", variant="window"),
     *(Case(ATTENTION, op, SHAPES["clip_text"]) for op in ("multi_source_attention", "cross_attention_varlen")),
     *(case(shape, threads=2) for shape in ("clip_text", "vit_336")),
+    *(in_bfloat16(shape) for shape in ("clip_text", "vit_336")),
     *(case(shape, threads=2, level="full") for shape in ("latents_64", "latents_128", "audio_window", "square")),
     *(case(shape, threads=2, level="full") for shape in ("speech", "decode")),
     *(
         case(shape, mode="forward+backward", level="full")
         for shape in ("latents_64", "latents_128", "square", "speech")
     ),
-    *(case(shape, dtype=torch.bfloat16, level="full") for shape in (*SHORT_KEYS, *LONG_KEYS, "decode")),
+    *(
+        in_bfloat16(shape, level="full")
+        for shape in (*SHORT_KEYS, *LONG_KEYS, "decode")
+        if shape not in ("clip_text", "vit_336")
+    ),
 ]
 
 
