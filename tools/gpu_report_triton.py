@@ -80,8 +80,9 @@ def variants(everything: bool = False) -> list[Variant]:
             calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
             for op in (ATTENTION, PACKED):
                 found += [Variant(op, dtype, depth, backward, 512, masked) for backward, masked in calls]
-            found += [Variant(SOURCES, dtype, depth, rows=512, masked=masked) for masked in (False, True)]
         found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 256)]
+        for depth in (64, 128, 256):
+            found += [Variant(SOURCES, dtype, depth, rows=512, masked=masked) for masked in (False, True)]
     if everything:
         dtypes = ("float32", "bfloat16", "float16")
         found += [Variant(op, t, backward=b) for op in ROW_WISE for t in dtypes for b in (False, True)]

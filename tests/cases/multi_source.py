@@ -15,6 +15,7 @@ from .case import Case
 
 Gate = Callable[[torch.Generator, Sizes], Tensor]
 FEW = Sizes(2, 4, 2, 2, 40, 16, 16)  # queries: every key is read where it lies
+WIDE = Sizes(1, 2, 2, 20, 21, 250, 200)
 TALL = Sizes(1, 2, 2, 1, 1100, 16, 24)
 MANY = Sizes(2, 4, 4, 65, 30, 12, 20)  # more than a block of queries
 
@@ -90,7 +91,7 @@ CASES: list[Case] = [
     ),
     *(
         case(label, sizes, KINDS[label][0], joint)
-        for label, sizes in (("gates", MANY), ("masks", TALL), ("two", LONG))
+        for label, sizes in (("gates", MANY), ("gates", WIDE), ("masks", TALL), ("two", LONG))
         for joint in (False, True)
     ),
     case("no query", Sizes(2, 2, 2, 0, 4, 8, 8), KINDS["two"][0], False),
