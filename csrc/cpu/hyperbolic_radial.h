@@ -75,11 +75,11 @@ bool is_far(accumulate_t<S> z) {
 }
 
 // to = scale x and, in the same loop, |next|^2: the loads of the next block fill the time of this one's stores.
-template <bool kStream, class T, class S>
-T write_and_look_ahead(S* to, T scale, const S* x, const S* next, int64_t cols) {
+template <class T, class S>
+T write_and_look_ahead(S* to, T scale, const S* x, const S* next, int64_t cols, bool stream) {
   const Vec<T> by(scale);
   T norm;
-  reduce_row<T, 1, kStream>(cols, &norm, 1, [&](auto at, Vec<T>* acc) {
+  reduce_row<T, 1>(cols, stream, &norm, 1, [&](auto at, Vec<T>* acc) {
     const Vec<T> v = at.load(next);
     acc[0] = fma(v, v, acc[0]);
     at.store(to, by * at.load(x));
@@ -87,13 +87,14 @@ T write_and_look_ahead(S* to, T scale, const S* x, const S* next, int64_t cols) 
   return norm;
 }
 
-template <bool kStream, class S>
+template <class S>
 void forward(const Rows<const S>& x, RowScalars<const accumulate_t<S>> factor, const Rows<S>& out, double curvature,
              int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
   using T = accumulate_t<S>;
+  const bool stream = streams(out);
   // In cache, two blocks of x and one of out stay in L1: 12 rows of 512 floats do, 24 do not.
   constexpr int kAll = Vec<T>::size, kFew = kAll < 4 ? kAll : 4;
-  const int most = kStream || x.cols * sizeof(S) <= 1024 ? kAll : kFew;
+  const int most = stream || x.cols * sizeof(S) <= 1024 ? kAll : kFew;
   for_each_run_of_blocks(x.rows, most, 3 * x.cols, threads, [&](auto block, int64_t count) {
     Inputs<T> in;
     const auto set_inputs = [&](const RowBlock& b, const T* norms) {
@@ -118,9 +119,9 @@ void forward(const Rows<const S>& x, RowScalars<const accumulate_t<S>> factor, c
           for (int64_t j = 0; j < x.cols; ++j) set_element(to, j, far.by_g * element(row, j));
           if (r < next.n) norms[r] = squared_norm<T>(x[next.first + r], x.cols);
         } else if (r < next.n) {
-          norms[r] = write_and_look_ahead<kStream>(to, scale, row, x[next.first + r], x.cols);
+          norms[r] = write_and_look_ahead(to, scale, row, x[next.first + r], x.cols, stream);
         } else {
-          for_each_vec<T, kStream>(x.cols, [&](auto at) { at.store(to, Vec<T>(scale) * at.load(row)); });
+          for_each_vec<T>(x.cols, stream, [&](auto at) { at.store(to, Vec<T>(scale) * at.load(row)); });
         }
       }
     }
@@ -189,10 +190,8 @@ void run(const Call& call) {
   with_storage(x->dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = accumulate_t<S>;
-    const auto to = rows<S>(*out);
-    const auto run = streams(to) ? &forward<true, S> : &forward<false, S>;
-    run(rows<const S>(*x), row_scalars<const T>(kHasFactor ? *factor : View{}), to, call.scalars[0], call.threads,
-        &Scale<Op>::template solve<T>, &Scale<Op>::template solve<double>);
+    forward<S>(rows<const S>(*x), row_scalars<const T>(kHasFactor ? *factor : View{}), rows<S>(*out), call.scalars[0],
+               call.threads, &Scale<Op>::template solve<T>, &Scale<Op>::template solve<double>);
   });
 }
 
