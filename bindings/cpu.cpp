@@ -125,10 +125,10 @@ void bind_kernel(py::module_& module, const KernelEntry& entry) {
   module.attr(entry.name) = function(bound, &invoke, bound->doc.c_str());
 }
 
-py::object make_direct(const std::string& name, const py::object& settings, const py::object& empty,
+py::object make_direct(const std::string& name, const py::object& settings, const py::object& memory,
                        const py::object& record, const py::object& op) {
   const BoundKernel& kernel = *bound_kernels.at(name);
-  return function(new DirectFunction{name, Direct(kernel.signature, kernel.kernel, settings, empty, record, op), {}},
+  return function(new DirectFunction{name, Direct(kernel.signature, kernel.kernel, settings, memory, record, op), {}},
                   &invoke_directly, "The output, or NotImplemented where the call must go the long way.");
 }
 
@@ -146,9 +146,10 @@ PYBIND11_MODULE(_C, module) {
   py::list built;
   for (const Level& each : kLevels) built.append(each.name);
   module.attr("isa_levels") = py::tuple(built);
-  module.def("direct", make_direct,
-             "Of a kernel by name, the settings, empty(shape, like) record((out, tensors, (op, numbers)), *args), and "
-             "the op.");
+  module.def(
+      "direct", make_direct,
+      "Of a kernel by name, the settings, the module that allocates, record((out, tensors, (op, numbers)), *args), "
+      "and the op.");
   for (const KernelTable& table : level.families())
     for (int i = 0; i < table.count; ++i) bind_kernel(module, table.entries[i]);
   bind_memory(module);

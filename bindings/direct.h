@@ -53,9 +53,10 @@ class TorchState {
 // A kernel whose last parameters are its outputs.
 class Direct {
  public:
-  // `settings` has the attribute `default`; empty(shape, like) allocates a large first output; record makes outputs
-  // part of autograd's graph, on behalf of `op`, which says how many there are and whether its gradient reads them.
-  Direct(const Signature& signature, Kernel kernel, const py::object& settings, const py::object& empty,
+  // `settings` has the attribute `default`; of `memory`, empty(shape, like) allocates a large first output and
+  // empty_strided(sizes, strides, dtype) the others; record makes outputs part of autograd's graph, on behalf of `op`,
+  // which says how many there are and whether its gradient reads them.
+  Direct(const Signature& signature, Kernel kernel, const py::object& settings, const py::object& memory,
          const py::object& record, const py::object& op)
       : signature_(signature),
         kernel_(kernel),
@@ -64,7 +65,8 @@ class Direct {
         saves_outputs_(py::cast<bool>(op.attr("backward_reads_outputs"))),
         autocasts_wide_(py::cast<std::string>(op.attr("autocast")) == "lower"),
         settings_(kept(settings)),
-        empty_(kept(empty)),
+        empty_(kept(memory.attr("empty"))),
+        empty_strided_(kept(memory.attr("empty_strided"))),
         record_(kept(record)),
         op_(kept(op)) {}
 
@@ -130,7 +132,7 @@ class Direct {
     py::tuple all(outputs_);
     all[0] = first;
     for (size_t i = 1; i < outputs_; ++i) {
-      all[i] = allocate_beside(outputs[i], lead);
+      all[i] = allocate_small(outputs[i]);
       TensorReader::instance().read_plain(PyTuple_GET_ITEM(all.ptr(), Py_ssize_t(i)), outputs[i]);
     }
     return all;
@@ -142,6 +144,7 @@ class Direct {
     std::stable_sort(order, order + view.rank - 1, [&](int a, int b) { return like.strides[a] > like.strides[b]; });
     View dense = view;
     for (int i = 0; i < view.rank; ++i) dense.sizes[i] = view.sizes[order[i]];
+    set_dense_strides(dense);
     const py::object made = allocate(dense, lead);
     py::tuple places(view.rank);
     for (int i = 0; i < view.rank; ++i) places[size_t(order[i])] = i;
@@ -150,31 +153,21 @@ class Direct {
   }
   py::object allocate(const View& view, PyObject* lead) const {
     int64_t bytes = bytes_of(view.dtype);
-    py::tuple shape(view.rank);
-    for (int i = 0; i < view.rank; ++i) {
-      shape[size_t(i)] = view.sizes[i];
-      bytes *= view.sizes[i];
-    }
-    if (bytes >= int64_t(kPoolThreshold)) {
-      PyObject* const args[] = {shape.ptr(), lead};
-      return checked(PyObject_Vectorcall(empty_, args, 2, nullptr));
-    }
-    if (view.rank == 0) {
-      PyObject* const args[] = {lead, shape.ptr()};
-      return checked(PyObject_VectorcallMethod(new_empty_, args, 2, nullptr));
-    }
-    // Unpacked, it takes half the time: torch tries a tuple against every signature.
-    PyObject* args[1 + kMaxRank] = {lead};
-    for (int i = 0; i < view.rank; ++i) args[1 + i] = PyTuple_GET_ITEM(shape.ptr(), i);
-    return checked(PyObject_VectorcallMethod(new_empty_, args, size_t(1 + view.rank), nullptr));
+    for (int axis = 0; axis < view.rank; ++axis) bytes *= view.sizes[axis];
+    if (bytes < int64_t(kPoolThreshold)) return allocate_small(view);
+    const py::tuple shape = in_tuple(view.sizes, view.rank);
+    PyObject* const args[] = {shape.ptr(), lead};
+    return checked(PyObject_Vectorcall(empty_, args, 2, nullptr));
   }
-
-  // Of another dtype than `lead`, perhaps.
-  py::object allocate_beside(const View& view, PyObject* lead) const {
-    py::tuple shape(view.rank);
-    for (int axis = 0; axis < view.rank; ++axis) shape[size_t(axis)] = view.sizes[axis];
-    PyObject* const args[] = {lead, shape.ptr(), TensorReader::instance().torch_dtype(view.dtype)};
-    return checked(PyObject_VectorcallMethod(new_empty_, args, 2, dtype_keyword_));
+  py::object allocate_small(const View& view) const {
+    const py::tuple sizes = in_tuple(view.sizes, view.rank), strides = in_tuple(view.strides, view.rank);
+    PyObject* const args[] = {sizes.ptr(), strides.ptr(), TensorReader::instance().torch_dtype(view.dtype)};
+    return checked(PyObject_Vectorcall(empty_strided_, args, 3, nullptr));
+  }
+  static py::tuple in_tuple(const int64_t* values, int count) {
+    py::tuple all(count);
+    for (int i = 0; i < count; ++i) all[size_t(i)] = values[i];
+    return all;
   }
 
   // record((result, tensors, (op, numbers)), *args): each argument is in one of the two and None in the other; after
@@ -201,12 +194,10 @@ class Direct {
   Kernel kernel_;
   size_t outputs_, inputs_;
   bool saves_outputs_, autocasts_wide_;
-  PyObject *settings_, *empty_, *record_, *op_;
+  PyObject *settings_, *empty_, *empty_strided_, *record_, *op_;
   PyObject* default_ = intern("default");
   PyObject* requires_grad_ = intern("requires_grad");
-  PyObject* new_empty_ = intern("new_empty");
   PyObject* permute_ = intern("permute");
-  PyObject* dtype_keyword_ = kept(py::make_tuple("dtype"));
 };
 
 }  // namespace mmkern

@@ -117,11 +117,7 @@ class Signature {
       if (p.any_leading)
         for (int i = 0; i < leading_rank; ++i) view.sizes[view.rank++] = leading->sizes[i];
       for (const char letter : p.letters) view.sizes[view.rank++] = axis[int(letter)];
-      int64_t stride = 1;
-      for (int i = view.rank - 1; i >= 0; --i) {
-        view.strides[i] = stride;
-        stride *= view.sizes[i];
-      }
+      set_dense_strides(view);
       return view;
     }
 

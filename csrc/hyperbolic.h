@@ -13,15 +13,6 @@ inline namespace MMKERN_ISA {
 
 // sinh(r)/r and its relatives as smooth functions of z = r^2: below a cutoff the Taylor series, for value and slope.
 
-template <class S>
-struct SeriesCutoff {
-  static constexpr S value = S(0.05);  // eight terms: 0.05^8 = 4e-11
-};
-template <>
-struct SeriesCutoff<double> {
-  static constexpr double value = 0.008;  // 0.008^8 = 2e-17
-};
-
 struct SinhcSeries {
   static constexpr double at(int k) {
     constexpr double c[] = {1.0,          1.0 / 6,        1.0 / 120,        1.0 / 5040,
@@ -119,21 +110,44 @@ struct Atanhc {
   }
 };
 
+// Of the series' eight terms, the first left out is below 4e-11 (float32) or 2e-17 (float64) at the cutoff.
+template <class Function, class S>
+struct SeriesCutoff {
+  static constexpr S value = S(0.05);
+};
+template <class Function>
+struct SeriesCutoff<Function, double> {
+  static constexpr double value = 0.008;
+};
+// 4^8/17! = 2e-10: the exponential map of points whose distance is up to 2 needs no exponential.
+template <>
+struct SeriesCutoff<Sinhc, float> {
+  static constexpr float value = 4;
+};
+
+template <class Function, class V>
+MMKERN_FN auto has_series(V z) {
+  return z < V(SeriesCutoff<Function, scalar_t<V>>::value);
+}
+
 template <class Function, class V>
 struct Smooth {
   static MMKERN_FN V of(V z) {
-    const auto small = z < V(SeriesCutoff<scalar_t<V>>::value);
-    return select(small, series<typename Function::Series>(z), Function::value(select(small, V(1), z)));
+    const auto small = has_series<Function>(z);
+    const V near = series<typename Function::Series>(z);
+    if (all(small)) return near;
+    return select(small, near, Function::value(select(small, V(1), z)));
   }
 };
 
 template <class Function, class V, int N>
 struct Smooth<Function, Dual<V, N>> {
   static MMKERN_FN Dual<V, N> of(const Dual<V, N>& z) {
-    const auto small = z.value < V(SeriesCutoff<scalar_t<V>>::value);
-    const V value = Smooth<Function, V>::of(z.value);
+    const auto small = has_series<Function>(z.value);
+    const V value = Smooth<Function, V>::of(z.value), near = series_slope<typename Function::Series>(z.value);
+    if (all(small)) return z.chain(value, near);
     const V slope = Function::slope(select(small, V(1), z.value), value);
-    return z.chain(value, select(small, series_slope<typename Function::Series>(z.value), slope));
+    return z.chain(value, select(small, near, slope));
   }
 };
 

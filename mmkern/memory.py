@@ -55,6 +55,14 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_empty(*shape) if shape else like.new_empty(())
 
 
+def _empty_strided(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(sizes, strides, dtype=dtype, device="cpu")
+
+
+# For small outputs what compiled models call: torch's public functions take 0.6 µs more to read their arguments.
+empty_strided: Callable[..., Tensor] = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", _empty_strided)
+
+
 def stats() -> Stats:
     """What the pool holds, and what it did so far."""
     return Stats(*_pool.stats()) if _pool else Stats(0, 0, 0, 0, 0, 0)

@@ -93,6 +93,16 @@ def test_one_size_class_serves_near_sizes() -> None:
     assert pooled(4_800_000).data_ptr() == address
 
 
+@pytest.mark.parametrize("allocate", [memory.empty_strided, memory._empty_strided])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 0, 2), (4, 6)])
+def test_what_allocates_small_outputs(allocate: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    like = LIKE.new_empty(shape, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        x = allocate(shape, like.stride(), like.dtype)
+    assert (x.shape, x.stride(), x.dtype, x.device) == (like.shape, like.stride(), like.dtype, like.device)
+    assert x.resize_(100).untyped_storage().resizable()
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (7, 0, 1 << 20), (64, 32), (MB // 4 - 1,)])
 def test_small_and_empty_outputs_come_from_torch(shape: tuple[int, ...]) -> None:
     before = memory.stats()

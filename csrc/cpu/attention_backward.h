@@ -223,9 +223,7 @@ class Sweep {
   static void add_to_bias(const Broadcast& bias, const Row& row, int64_t j0, int64_t n, const T* slope) {
     T* const to = static_cast<T*>(bias.view.data) + bias.row(row.batch, row.head, row.query) + j0 * bias.strides[3];
     if (bias.strides[3]) return for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(to) + at.load(slope)); });
-    T sum;
-    reduce_row<T, 1>(n, &sum, 1, [&](auto at, Vec<T>* acc) { acc[0] += at.load(slope); });
-    *to += sum;
+    *to += reduce_row<T, 1>(n, [&](auto at, Vec<T>* acc) { acc[0] += at.load(slope); }).total(0);
   }
 
   void write_keys(int64_t origin, KeyRange keys, const T* k, const T* v) const {

@@ -105,10 +105,10 @@ void decode_piece(const Problem<T>& p, int64_t unit, int64_t first, int64_t rows
       }
       for (int64_t j = n / W * W; j < n; ++j)
         for (int64_t r = 0; r < rows; ++r) {
-          T* const score = scores + r * kKeys + j;
-          reduce_row<T, 1>(p.width, score, 1, [&](auto at, Vec<T>* acc) {
+          const auto sums = reduce_row<T, 1>(p.width, [&](auto at, Vec<T>* acc) {
             acc[0] = fma(at.load(queries + r * p.width), at.load(from + j * stride), acc[0]);
           });
+          scores[r * kKeys + j] = sums.total(0);
         }
     });
     v.with([&](const auto* data) {

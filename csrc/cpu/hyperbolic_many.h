@@ -70,7 +70,7 @@ MMKERN_FN TransportSums<F> sums_of(Get get) {
 template <class T, bool with_grad, class S>
 MMKERN_FN void inner_products(const S* x, const S* y, const S* u, const S* g, int64_t cols, Lanes<T, kInputs>& in,
                               int r) {
-  reduce_row<T, with_grad ? kInputs : kSums>(cols, &in.at(0, r), in.rows, [&](auto at, Vec<T>* acc) {
+  const auto sums = reduce_row<T, with_grad ? kInputs : kSums>(cols, [&](auto at, Vec<T>* acc) {
     const Vec<T> a = at.load(x), b = at.load(y), w = at.load(u), d = b - a;
     acc[kXX] = fma(a, a, acc[kXX]);
     acc[kYY] = fma(b, b, acc[kYY]);
@@ -84,6 +84,7 @@ MMKERN_FN void inner_products(const S* x, const S* y, const S* u, const S* g, in
       acc[kGD] = fma(d, h, acc[kGD]);
     }
   });
+  in.set(r, sums);
 }
 
 template <class S>
@@ -202,13 +203,12 @@ Moments<T> moments(const Batch<S>& in, int64_t b, T c, T* m) {
   for (int64_t n = b * in.members; n < (b + 1) * in.members; ++n) {
     const S* row = in.x[n];
     const T weight = T(element(in.weights.data, n * in.weights.stride));
-    T xx;
-    reduce_row<T, 1>(cols, &xx, 1, [&](auto at, Vec<T>* acc) {
+    const auto xx = reduce_row<T, 1>(cols, [&](auto at, Vec<T>* acc) {
       const Vec<T> v = at.load(row);
       acc[0] = fma(v, v, acc[0]);
       at.store(m, fma(Vec<T>(weight), v, at.load(m)));
     });
-    time += weight * sqrt(Vec<T>(1 + c * xx))[0];
+    time += weight * sqrt(Vec<T>(1 + c * xx.total(0)))[0];
   }
   return {time, squared_norm<T>(m, cols)};
 }
@@ -245,12 +245,11 @@ void backward(const Call& call) {
     for (int64_t b = begin; b < end; ++b) {
       const auto sum = moments<T>(in, b, c, m.data);
       const S* g_row = g[b];
-      T gm;
-      reduce_row<T, 1>(cols, &gm, 1,
-                       [&](auto at, Vec<T>* acc) { acc[0] = fma(at.load(g_row), at.load(m.data), acc[0]); });
+      const auto gm =
+          reduce_row<T, 1>(cols, [&](auto at, Vec<T>* acc) { acc[0] = fma(at.load(g_row), at.load(m.data), acc[0]); });
       const T q = sum.time * sum.time - c * sum.squared_norm;
       const T inverse_root = (Vec<T>(T(1)) / sqrt(Vec<T>(q)))[0];
-      const T q_adjoint = T(-0.5) * gm * inverse_root / q, time_adjoint = 2 * sum.time * q_adjoint;
+      const T q_adjoint = T(-0.5) * gm.total(0) * inverse_root / q, time_adjoint = 2 * sum.time * q_adjoint;
       for_each_vec<T>(cols, [&](auto at) {
         at.store(m.data, fma(Vec<T>(inverse_root), at.load(g_row), Vec<T>(-2 * c * q_adjoint) * at.load(m.data)));
       });
@@ -258,15 +257,15 @@ void backward(const Call& call) {
       for (int64_t n = b * in.members; n < (b + 1) * in.members; ++n) {
         const S* row = in.x[n];
         const T weight = T(element(in.weights.data, n * in.weights.stride));
-        T sums[2];  // |x_n|^2, m'.x_n
-        reduce_row<T, 2>(cols, sums, 1, [&](auto at, Vec<T>* acc) {
+        const auto sums = reduce_row<T, 2>(cols, [&](auto at, Vec<T>* acc) {
           const Vec<T> v = at.load(row);
           acc[0] = fma(v, v, acc[0]);
           acc[1] = fma(v, at.load(m.data), acc[1]);
         });
-        const T time = sqrt(Vec<T>(1 + c * sums[0]))[0];
-        c_adjoint += weight * time_adjoint * sums[0] / (2 * time);
-        if (weights_to.data) set_element(weights_to.data, n * weights_to.stride, sums[1] + time_adjoint * time);
+        const T xx = sums.total(0), mx = sums.total(1);
+        const T time = sqrt(Vec<T>(1 + c * xx))[0];
+        c_adjoint += weight * time_adjoint * xx / (2 * time);
+        if (weights_to.data) set_element(weights_to.data, n * weights_to.stride, mx + time_adjoint * time);
         if (!x_to.data) continue;
         S* to = x_to[n];
         const Vec<T> by_m(weight), by_x(weight * c * time_adjoint / time);

@@ -117,8 +117,8 @@ MMKERN_FN void add_products(At at, const S* x, const S* y, const S* g, Vec<T>* a
 
 template <class T, Points points, bool with_grad, class S>
 MMKERN_FN void inner_products(const S* x, const S* y, const S* g, int64_t cols, Inputs<T>& in, int r) {
-  reduce_row<T, with_grad ? 6 : 4>(cols, &in.at(0, r), in.rows,
-                                   [&](auto at, Vec<T>* acc) { add_products<T, points, with_grad>(at, x, y, g, acc); });
+  in.set(r, reduce_row<T, with_grad ? 6 : 4>(
+                cols, [&](auto at, Vec<T>* acc) { add_products<T, points, with_grad>(at, x, y, g, acc); }));
 }
 
 // Where a map is written, the next block's inner products are formed in the same loop: its loads fill the time of
@@ -131,7 +131,7 @@ void forward(const Call& call, double option, Solve<accumulate_t<S>> solve) {
   const auto out = kind == Result::map ? rows<S>(call[2]) : Rows<S>{};
   const bool stream = streams(out);
   const T c = T(call.scalars[0]);
-  for_each_run_of_blocks(x.rows, Vec<T>::size, 5 * x.cols, call.threads, [&](auto block, int64_t count) {
+  for_each_run_of_blocks<T>(x.rows, 5 * x.cols, call.threads, [&](auto block, int64_t count) {
     Inputs<T> in;
     const auto look_at = [&](const RowBlock& b) {
       for (int r = 0; r < b.n; ++r) {
@@ -151,20 +151,20 @@ void forward(const Call& call, double option, Solve<accumulate_t<S>> solve) {
           const S *x_row = x[now.first + r], *y_row = y[now.first + r];
           S* to = out[now.first + r];
           const Vec<T> a(k.at(kA, r)), b(k.at(kB, r));
-          const auto write = [&](auto at) {
+          const auto value = [&](auto at) {
             const Vec<T> u = at.load(x_row);
             Vec<T> e = at.load(y_row);
             if constexpr (points == Points::compared) e = e - u;
-            at.store(to, fma(a, u, b * e));
+            return fma(a, u, b * e);
           };
           if (r < next.n) {
             const S *x_next = x[next.first + r], *y_next = y[next.first + r];
-            reduce_row<T, 4>(x.cols, stream, &in.at(0, r), in.rows, [&](auto at, Vec<T>* acc) {
-              add_products<T, points, false>(at, x_next, y_next, kNoGrad, acc);
-              write(at);
-            });
+            in.set(r, write_and_reduce_row<T, 4>(x.cols, stream, to, [&](auto at, Vec<T>* acc) {
+                     add_products<T, points, false>(at, x_next, y_next, kNoGrad, acc);
+                     return value(at);
+                   }));
           } else {
-            for_each_vec<T>(x.cols, stream, write);
+            for_each_vec<T>(x.cols, stream, [&](auto at) { at.store(to, value(at)); });
           }
         }
       }

@@ -86,13 +86,12 @@ struct RowFacts {
 template <class T>
 DifferenceSums<Vec<T>> differences(const Rows<const T>& x, int64_t i, const Rows<const T>& y, int64_t j, T xx, T yy) {
   const T *x_row = x[i], *y_row = y[j];
-  T sums[2];
-  reduce_row<T, 2>(x.cols, sums, 1, [&](auto at, Vec<T>* acc) {
+  const auto sums = reduce_row<T, 2>(x.cols, [&](auto at, Vec<T>* acc) {
     const Vec<T> a = at.load(x_row), d = at.load(y_row) - a;
     acc[0] = fma(a, d, acc[0]);
     acc[1] = fma(d, d, acc[1]);
   });
-  return {Vec<T>(xx), Vec<T>(yy), Vec<T>(sums[0]), Vec<T>(sums[1])};
+  return {Vec<T>(xx), Vec<T>(yy), Vec<T>(sums.total(0)), Vec<T>(sums.total(1))};
 }
 
 // f(j, lanes): the columns of a tile row in vectors.

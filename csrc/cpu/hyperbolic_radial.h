@@ -74,57 +74,63 @@ bool is_far(accumulate_t<S> z) {
   return sizeof(accumulate_t<S>) == sizeof(float) && z > accumulate_t<S>(1e16);
 }
 
-// to = scale x and, in the same loop, |next|^2: the loads of the next block fill the time of this one's stores.
-template <class T, class S>
-T write_and_look_ahead(S* to, T scale, const S* x, const S* next, int64_t cols, bool stream) {
-  const Vec<T> by(scale);
-  T norm;
-  reduce_row<T, 1>(cols, stream, &norm, 1, [&](auto at, Vec<T>* acc) {
-    const Vec<T> v = at.load(next);
-    acc[0] = fma(v, v, acc[0]);
-    at.store(to, by * at.load(x));
-  });
-  return norm;
+template <class S>
+__attribute__((noinline)) void write_far(S* to, const S* x, int64_t cols, double c, double factor,
+                                         Solve<double> solve) {
+  const auto far = wide_result<S>(x, nullptr, cols, c, factor, solve);
+  for (int64_t i = 0; i < cols; ++i) set_element(to, i, far.by_g * element(x, i));
 }
 
+// How far after the row written the row read ahead lies, and how many rows share a solve. In cache, two such blocks of
+// x and one of out stay in most of L1; they are no whole pages apart, since a load waits for a store to the same place
+// in another page.
+inline int rows_ahead(int64_t row_bytes, int most, bool stream) {
+  constexpr int64_t kBlock = 8192, kPage = 4096;
+  int64_t rows = stream || row_bytes == 0 ? most : kBlock / row_bytes;
+  rows = rows < 1 ? 1 : rows < most ? rows : most;
+  return int(rows > 2 && rows * row_bytes % kPage == 0 ? rows - 1 : rows);
+}
+
+// While a row is written, |x|^2 of the row read ahead is formed: its loads fill the time of the stores.
 template <class S>
 void forward(const Rows<const S>& x, RowScalars<const accumulate_t<S>> factor, const Rows<S>& out, double curvature,
              int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
   using T = accumulate_t<S>;
   const bool stream = streams(out);
-  // In cache, two blocks of x and one of out stay in L1: 12 rows of 512 floats do, 24 do not.
-  constexpr int kAll = Vec<T>::size, kFew = kAll < 4 ? kAll : 4;
-  const int most = stream || x.cols * sizeof(S) <= 1024 ? kAll : kFew;
-  for_each_run_of_blocks(x.rows, most, 3 * x.cols, threads, [&](auto block, int64_t count) {
+  const int lanes = rows_ahead(x.cols * int64_t(sizeof(S)), Vec<T>::size, stream);
+  parallel_rows(x.rows, 3 * x.cols, threads, [=](int64_t begin, int64_t end) {
+    const T c = T(curvature);
     Inputs<T> in;
-    const auto set_inputs = [&](const RowBlock& b, const T* norms) {
-      for (int r = 0; r < b.n; ++r) {
-        in.at(kZ, r) = T(curvature) * norms[r];
-        in.at(kFactor, r) = factor.get(b.first + r, T(1));
-      }
+    Outputs<T> k;
+    in.put(kFactor, Vec<T>(T(1)));
+    const auto look_at = [&](int64_t row, int lane, T norm) {
+      in.at(kZ, lane) = c * norm;
+      if (factor.data) in.at(kFactor, lane) = factor.get(row, T(1));
     };
-    T norms[Vec<T>::size];
-    for (int r = 0; r < block(0).n; ++r) norms[r] = squared_norm<T>(x[block(0).first + r], x.cols);
-    for (int64_t i = 0; i < count; ++i) {
-      const RowBlock now = block(i), next = i + 1 < count ? block(i + 1) : RowBlock{0, 0};
-      set_inputs(now, norms);
-      Outputs<T> k;
-      solve(in, k);
-      for (int r = 0; r < now.n; ++r) {
-        const S* row = x[now.first + r];
-        S* to = out[now.first + r];
-        const T scale = k.at(kScale, r);
-        if (is_far<S>(in.at(kZ, r))) {
-          const auto far = wide_result<S>(row, nullptr, x.cols, curvature, in.at(kFactor, r), solve_wide);
-          for (int64_t j = 0; j < x.cols; ++j) set_element(to, j, far.by_g * element(row, j));
-          if (r < next.n) norms[r] = squared_norm<T>(x[next.first + r], x.cols);
-        } else if (r < next.n) {
-          norms[r] = write_and_look_ahead(to, scale, row, x[next.first + r], x.cols, stream);
-        } else {
-          for_each_vec<T>(x.cols, stream, [&](auto at) { at.store(to, Vec<T>(scale) * at.load(row)); });
-        }
+    for (int lane = 0; lane < lanes && begin + lane < end; ++lane)
+      look_at(begin + lane, lane, squared_norm<T>(x[begin + lane], x.cols));
+    int lane = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      if (lane == 0) solve(in, k);
+      const S *from = x[row], *ahead = row + lanes < end ? x[row + lanes] : nullptr;
+      S* to = out[row];
+      const Vec<T> scale(k.at(kScale, lane));
+      if (is_far<S>(in.at(kZ, lane))) {
+        write_far<S>(to, from, x.cols, curvature, in.at(kFactor, lane), solve_wide);
+        if (ahead) look_at(row + lanes, lane, squared_norm<T>(ahead, x.cols));
+      } else if (ahead) {
+        const auto norm = write_and_reduce_row<T, 1>(x.cols, stream, to, [=](auto at, Vec<T>* acc) {
+          const Vec<T> v = at.load(ahead);
+          acc[0] = fma(v, v, acc[0]);
+          return scale * at.load(from);
+        });
+        look_at(row + lanes, lane, norm.total(0));
+      } else {
+        for_each_vec<T>(x.cols, stream, [=](auto at) { at.store(to, scale * at.load(from)); });
       }
+      lane = lane + 1 < lanes ? lane + 1 : 0;
     }
+    store_fence();
   });
 }
 
@@ -150,11 +156,11 @@ void backward(const View& grad_view, const View& x_view, const View& factor_view
     Lanes<T, kSums> sums;
     for (int r = 0; r < n; ++r) {
       const S *x_row = x[first + r], *g_row = g[first + r];
-      reduce_row<T, kSums>(x.cols, &sums.at(0, r), sums.rows, [&](auto at, Vec<T>* acc) {
-        const Vec<T> v = at.load(x_row);
-        acc[kXX] = fma(v, v, acc[kXX]);
-        acc[kGX] = fma(v, at.load(g_row), acc[kGX]);
-      });
+      sums.set(r, reduce_row<T, kSums>(x.cols, [&](auto at, Vec<T>* acc) {
+                 const Vec<T> v = at.load(x_row);
+                 acc[kXX] = fma(v, v, acc[kXX]);
+                 acc[kGX] = fma(v, at.load(g_row), acc[kGX]);
+               }));
       in.at(kZ, r) = c * sums.at(kXX, r);
       in.at(kFactor, r) = factor.get(first + r, T(1));
     }

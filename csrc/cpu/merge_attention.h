@@ -65,7 +65,7 @@ void merge_rows(const Call& call) {
   using T = accumulate_t<S>;
   const int leading = call[0].rank - 1;
   const int64_t rows = count(call[0], leading), cols = call[0].sizes[leading];
-  for_each_run_of_blocks(rows, Vec<T>::size, 3 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
+  for_each_run_of_blocks<T>(rows, 3 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
     Parts<S> parts(call, 0, leading, block(0).first);
     GridRows<S> to(call[4], leading, block(0).first);
     GridRows<T> lse_to(call[5], leading, block(0).first);
@@ -101,7 +101,7 @@ void merge_rows_backward(const Call& call) {
   using T = accumulate_t<S>;
   const int leading = call[0].rank - 1;
   const int64_t rows = count(call[0], leading), cols = call[0].sizes[leading];
-  for_each_run_of_blocks(rows, Vec<T>::size, 5 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
+  for_each_run_of_blocks<T>(rows, 5 * cols + 8, call.threads, [&](auto block, int64_t blocks) {
     const int64_t first = block(0).first;
     GridRows<const S> grad(call[0], leading, first);
     GridRows<const T> grad_lse(call[1], leading, first);
@@ -120,13 +120,13 @@ void merge_rows_backward(const Call& call) {
         const T w = weights.at(kFirst, r), v = weights.at(kOther, r);
         const bool has_a = has_keys(lses.at(kFirst, r)), has_b = has_keys(lses.at(kOther, r));
         const Vec<T> zero(T(0));
-        T gain;  // g.(a - b)
-        reduce_row<T, 1>(cols, &gain, 1, [&](auto at, Vec<T>* acc) {
+        const auto sums = reduce_row<T, 1>(cols, [&](auto at, Vec<T>* acc) {
           const Vec<T> h = at.load(g);
           if (has_a && has_b) acc[0] = fma(h, at.load(a) - at.load(b), acc[0]);
           if (to_a) at.store(to_a, has_a ? Vec<T>(w) * h : zero);
           if (to_b) at.store(to_b, has_b ? Vec<T>(v) * h : zero);
         });
+        const T gain = sums.total(0);  // g.(a - b)
         if (*a_lse_to) **a_lse_to = has_a ? w * (v * gain + **grad_lse) : T(0);
         if (*b_lse_to) **b_lse_to = has_b ? v * (**grad_lse - w * gain) : T(0);
         ++grad, ++grad_lse, ++parts.a, ++parts.b, ++a_to, ++b_to, ++a_lse_to, ++b_lse_to;

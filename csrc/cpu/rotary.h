@@ -168,9 +168,9 @@ void rotate_rows_backward(const Call& call) {
         if (!x_to) return;
         T along = 0;  // mean(n' n)
         if (p.normalize) {
-          reduce_row<T, 1>(p.cols, &along, 1,
-                           [&](auto at, Vec<T>* acc) { acc[0] = fma(at.load(y) * at.load(w), at.load(from), acc[0]); });
-          along *= scale / T(p.cols);
+          const auto sums = reduce_row<T, 1>(
+              p.cols, [&](auto at, Vec<T>* acc) { acc[0] = fma(at.load(y) * at.load(w), at.load(from), acc[0]); });
+          along = sums.total(0) * (scale / T(p.cols));
         }
         p.from_order(*to_rows, buffer.data, ordered.data, [&](auto* to) {
           const Vec<T> by(scale), mean(along);

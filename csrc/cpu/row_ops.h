@@ -86,6 +86,11 @@ inline RowScalars<S> row_scalars(const View& view) {
   return {static_cast<S*>(view.data), view ? collapsed_stride(view, view.rank, 1) : 0};
 }
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
 // A place in a row: a whole vector, or the last lanes.
 template <class T, bool kStream = false>
 struct At {
@@ -160,40 +165,74 @@ inline bool streams(const Rows<S>&... outputs) {
   return 2 * bytes >= last_cache_bytes() && places % kLine == 0;
 }
 
+// K sums over a row, in as many independent accumulators as hide the latency of fma.
+template <class T, int K>
+struct RowSums {
+  static constexpr int kParts = K == 1 ? 4 : 2;
+  Vec<T> parts[kParts][K];
+
+  MMKERN_FN RowSums() {
+    for (int u = 0; u < kParts; ++u)
+      for (int k = 0; k < K; ++k) parts[u][k] = Vec<T>(T(0));
+  }
+  MMKERN_FN T total(int k) const {
+    Vec<T> total = parts[0][k];
+    for (int u = 1; u < kParts; ++u) total += parts[u][k];
+    return sum(total);
+  }
+};
+
 // Scalar: for (i < n) for (k < K) sums[k] += term_k(i);
 // term(at, acc) adds a vector of each of the K terms to acc. Lanes past the end load as 0 and must add 0.
-// kStream: how `at` stores, where term also writes.
-template <class T, int K, bool kStream = false, class F>
-MMKERN_FN void reduce_row(int64_t n, T* sums, int64_t stride, F term) {
-  constexpr int W = Vec<T>::size;
-  constexpr int U = K == 1 ? 4 : 2;  // independent accumulators hide the latency of fma
-  Vec<T> acc[U][K];
-  for (int u = 0; u < U; ++u)
-    for (int k = 0; k < K; ++k) acc[u][k] = Vec<T>(T(0));
+template <class T, int K, class F>
+MMKERN_FN RowSums<T, K> reduce_row(int64_t n, F term) {
+  using Sums = RowSums<T, K>;
+  constexpr int W = Vec<T>::size, U = Sums::kParts;
+  Sums sums;
   int64_t i = 0;
   for (; i + U * W <= n; i += U * W)
-    for (int u = 0; u < U; ++u) term(At<T, kStream>{i + u * W}, acc[u]);
-  for (; i + W <= n; i += W) term(At<T, kStream>{i}, acc[0]);
-  if (i < n) term(AtTail<T>{i, int(n - i)}, acc[0]);
-  for (int k = 0; k < K; ++k) {
-    Vec<T> total = acc[0][k];
-    for (int u = 1; u < U; ++u) total += acc[u][k];
-    sums[k * stride] = sum(total);
-  }
+    for (int u = 0; u < U; ++u) term(At<T>{i + u * W}, sums.parts[u]);
+  for (; i + W <= n; i += W) term(At<T>{i}, sums.parts[0]);
+  if (i < n) term(AtTail<T>{i, int(n - i)}, sums.parts[0]);
+  return sums;
 }
-template <class T, int K, class F>
-MMKERN_FN void reduce_row(int64_t n, bool stream, T* sums, int64_t stride, F term) {
-  stream ? reduce_row<T, K, true>(n, sums, stride, term) : reduce_row<T, K>(n, sums, stride, term);
+
+// Scalar: for (i < n) { to[i] = value(i); for (k < K) sums[k] += term_k(i); }, value(at, acc) doing both.
+// Several vectors are loaded before the first is stored: a load waits for an earlier store to the same place in another
+// page, and rows of two tensors often lie a few lines apart there.
+template <class T, int K, bool kStream, class S, class F>
+MMKERN_FN RowSums<T, K> write_and_reduce_row(int64_t n, S* to, F value) {
+  using Sums = RowSums<T, K>;
+  constexpr int W = Vec<T>::size, U = Sums::kParts;
+  Sums sums;
+  const auto write = [&](auto place, auto count) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(count)::value;
+    Vec<T> values[kCount];
+    for (int u = 0; u < kCount; ++u) values[u] = value(At<T, kStream>{place + u * W}, sums.parts[u % U]);
+    for (int u = 0; u < kCount; ++u) At<T, kStream>{place + u * W}.store(to, values[u]);
+  };
+  int64_t i = 0;
+  for (; i + 2 * U * W <= n; i += 2 * U * W) write(i, Count<2 * U>{});
+  for (; i + U * W <= n; i += U * W) write(i, Count<U>{});
+  for (; i + W <= n; i += W) write(i, Count<1>{});
+  if (i < n) {
+    const AtTail<T> tail{i, int(n - i)};
+    tail.store(to, value(tail, sums.parts[0]));
+  }
+  return sums;
+}
+template <class T, int K, class S, class F>
+MMKERN_FN RowSums<T, K> write_and_reduce_row(int64_t n, bool stream, S* to, F value) {
+  return stream ? write_and_reduce_row<T, K, true>(n, to, value) : write_and_reduce_row<T, K, false>(n, to, value);
 }
 
 template <class T, class S>
 MMKERN_FN T squared_norm(const S* row, int64_t cols) {
-  T xx;
-  reduce_row<T, 1>(cols, &xx, 1, [&](auto at, Vec<T>* acc) {
+  const auto sums = reduce_row<T, 1>(cols, [&](auto at, Vec<T>* acc) {
     const Vec<T> v = at.load(row);
     acc[0] = fma(v, v, acc[0]);
   });
-  return xx;
+  return sums.total(0);
 }
 
 // Memory that a kernel needs while it runs.
@@ -215,6 +254,10 @@ struct Lanes {
 
   MMKERN_FN Vec<T> get(int k) const { return Vec<T>::load(v + k * rows); }
   MMKERN_FN void put(int k, Vec<T> x) { x.store(v + k * rows); }
+  template <int N>
+  MMKERN_FN void set(int row, const RowSums<T, N>& sums) {
+    for (int k = 0; k < N; ++k) at(k, row) = sums.total(k);
+  }
   MMKERN_FN T& at(int k, int row) { return v[k * rows + row]; }
   MMKERN_FN T at(int k, int row) const { return v[k * rows + row]; }
 };
@@ -225,13 +268,14 @@ struct RowBlock {
   int n;
 };
 
-// f(block, count) for each thread: its blocks are block(0) to block(count - 1), of most rows each.
-template <class F>
-inline void for_each_run_of_blocks(int64_t rows, int most, int64_t work_per_row, int threads, F f) {
-  parallel_rows((rows + most - 1) / most, work_per_row * most, threads, [&](int64_t begin, int64_t end) {
+// f(block, count) for each thread: its blocks are block(0) to block(count - 1).
+template <class T, class F>
+inline void for_each_run_of_blocks(int64_t rows, int64_t work_per_row, int threads, F f) {
+  constexpr int R = Vec<T>::size;
+  parallel_rows((rows + R - 1) / R, work_per_row * R, threads, [&](int64_t begin, int64_t end) {
     const auto block = [=](int64_t i) {
-      const int64_t first = (begin + i) * most;
-      return RowBlock{first, int(rows - first < most ? rows - first : most)};
+      const int64_t first = (begin + i) * R;
+      return RowBlock{first, int(rows - first < R ? rows - first : R)};
     };
     f(block, end - begin);
     store_fence();
@@ -241,7 +285,7 @@ inline void for_each_run_of_blocks(int64_t rows, int most, int64_t work_per_row,
 // f(first, n) for every block.
 template <class T, class F>
 inline void for_each_row_block(int64_t rows, int64_t work_per_row, int threads, F f) {
-  for_each_run_of_blocks(rows, Vec<T>::size, work_per_row, threads, [&](auto block, int64_t count) {
+  for_each_run_of_blocks<T>(rows, work_per_row, threads, [&](auto block, int64_t count) {
     for (int64_t i = 0; i < count; ++i) f(block(i).first, block(i).n);
   });
 }

@@ -21,6 +21,7 @@ using i64 = long long;
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+MMKERN_FN bool all(bool mask) { return mask; }
 MMKERN_FN float select(bool mask, float a, float b) { return mask ? a : b; }
 MMKERN_FN float fma(float a, float b, float c) { return fmaf(a, b, c); }
 MMKERN_FN float sqrt(float x) { return sqrtf(x); }

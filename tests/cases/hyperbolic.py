@@ -37,6 +37,7 @@ LAYOUTS: dict[str, Callable[[Make], Tensor]] = {
     "3x64": lambda make: make(3, 64),
     "9x123": lambda make: make(9, 123),
     "17x129": lambda make: make(17, 129),
+    "7x700": lambda make: make(7, 700),
     "2x3x40": lambda make: make(2, 3, 40),
     "vector": lambda make: make(33),
     "strided": lambda make: make(6, 4, 24).transpose(0, 1),
@@ -175,6 +176,18 @@ def _special_cases() -> Iterator[Case]:
         "lorentz_log_map0",
         "far",
         lambda g: [randn(g, 5, 64, norm=1.0) * torch.tensor([[1.0], [1e2], [1e4], [1e9], [1e15]])],
+        _curvature(1.0),
+    )
+    yield _case(
+        "lorentz_log_map0",
+        "far between near",
+        lambda g: [randn(g, 40, 48, norm=1.0) * torch.tensor([1.0, 1e15, 2.0, 3.0, 4.0]).repeat(8)[:, None]],
+        _curvature(1.0),
+    )
+    yield _case(
+        "lorentz_exp_map0",
+        "across the end of the series",
+        lambda g: [randn(g, 40, 24, norm=1.0) * torch.linspace(1.7, 2.3, 40)[:, None]],
         _curvature(1.0),
     )
     yield _case(
