@@ -19,6 +19,15 @@ struct BadArgument {
   std::string what;
 };
 
+// Those of a new tensor with the sizes of `view`.
+inline void set_dense_strides(View& view) {
+  int64_t stride = 1;
+  for (int axis = view.rank - 1; axis >= 0; --axis) {
+    view.strides[axis] = stride;
+    stride *= std::max(view.sizes[axis], int64_t(1));
+  }
+}
+
 // ---- Python's API with exceptions ----
 
 inline py::object checked(PyObject* result) {
@@ -30,15 +39,6 @@ inline py::object call(PyObject* object, PyObject* method) {
 }
 inline py::object get(PyObject* object, PyObject* name) { return checked(PyObject_GetAttr(object, name)); }
 inline bool is_true(PyObject* object, PyObject* name) { return get(object, name).ptr() == Py_True; }
-
-// Those of a new tensor with the sizes of `view`.
-inline void set_dense_strides(View& view) {
-  int64_t stride = 1;
-  for (int axis = view.rank - 1; axis >= 0; --axis) {
-    view.strides[axis] = stride;
-    stride *= std::max(view.sizes[axis], int64_t(1));
-  }
-}
 
 // For what lives as long as the process.
 inline PyObject* kept(const py::object& object) { return py::object(object).release().ptr(); }
