@@ -125,11 +125,12 @@ void bind_kernel(py::module_& module, const KernelEntry& entry) {
   module.attr(entry.name) = function(bound, &invoke, bound->doc.c_str());
 }
 
-py::object make_direct(const std::string& name, const py::object& settings, const py::object& memory,
+py::object make_direct(const std::string& name, const py::object& settings, const py::object& empty_strided,
                        const py::object& record, const py::object& op) {
   const BoundKernel& kernel = *bound_kernels.at(name);
-  return function(new DirectFunction{name, Direct(kernel.signature, kernel.kernel, settings, memory, record, op), {}},
-                  &invoke_directly, "The output, or NotImplemented where the call must go the long way.");
+  return function(
+      new DirectFunction{name, Direct(kernel.signature, kernel.kernel, settings, empty_strided, record, op), {}},
+      &invoke_directly, "The output, or NotImplemented where the call must go the long way.");
 }
 
 }  // namespace
@@ -148,8 +149,8 @@ PYBIND11_MODULE(_C, module) {
   module.attr("isa_levels") = py::tuple(built);
   module.def(
       "direct", make_direct,
-      "Of a kernel by name, the settings, the module that allocates, record((out, tensors, (op, numbers)), *args), "
-      "and the op.");
+      "Of a kernel by name, the settings, empty_strided(sizes, strides, dtype), record((out, tensors, (op, numbers)), "
+      "*args), and the op.");
   for (const KernelTable& table : level.families())
     for (int i = 0; i < table.count; ++i) bind_kernel(module, table.entries[i]);
   bind_memory(module);

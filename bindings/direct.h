@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../csrc/cpu/pool.h"
+#include "memory.h"
 #include "run.h"
 #include "signature.h"
 
@@ -53,10 +53,10 @@ class TorchState {
 // A kernel whose last parameters are its outputs.
 class Direct {
  public:
-  // `settings` has the attribute `default`; of `memory`, empty(shape, like) allocates a large first output and
-  // empty_strided(sizes, strides, dtype) the others; record makes outputs part of autograd's graph, on behalf of `op`,
-  // which says how many there are and whether its gradient reads them.
-  Direct(const Signature& signature, Kernel kernel, const py::object& settings, const py::object& memory,
+  // `settings` has the attribute `default`; empty_strided(sizes, strides, dtype) allocates what the pool does not;
+  // record makes outputs part of autograd's graph, on behalf of `op`, which says how many there are and whether its
+  // gradient reads them.
+  Direct(const Signature& signature, Kernel kernel, const py::object& settings, const py::object& empty_strided,
          const py::object& record, const py::object& op)
       : signature_(signature),
         kernel_(kernel),
@@ -65,8 +65,7 @@ class Direct {
         saves_outputs_(py::cast<bool>(op.attr("backward_reads_outputs"))),
         autocasts_wide_(py::cast<std::string>(op.attr("autocast")) == "lower"),
         settings_(kept(settings)),
-        empty_(kept(memory.attr("empty"))),
-        empty_strided_(kept(memory.attr("empty_strided"))),
+        empty_strided_(kept(empty_strided)),
         record_(kept(record)),
         op_(kept(op)) {}
 
@@ -79,7 +78,7 @@ class Direct {
     if (!reads(args, call, outputs)) return declined();
     if ((autocasts_wide_ || bytes_of(outputs[0].dtype) == 2) && torch.autocasts()) return declined();
     const size_t lead = signature_.lead();
-    const py::object result = allocate_all(outputs, args[lead], call.tensors[signature_.tensors_among(lead)]);
+    const py::object result = allocate_all(outputs, call.tensors[signature_.tensors_among(lead)]);
     call.threads = torch.threads();
     run(kernel_, call);
     return torch.records() && any_requires_grad(args) ? recorded(result, args) : result;
@@ -123,10 +122,10 @@ class Direct {
   }
 
   // The output, or a tuple of several.
-  py::object allocate_all(View* outputs, PyObject* lead, const View& like) const {
+  py::object allocate_all(View* outputs, const View& like) const {
     const bool keeps_order = signature_.parameter(signature_.lead()).axes == Parameter::Axes::strided;
     const bool is_plain = !keeps_order || like.rank != outputs[0].rank || is_contiguous(like);
-    const py::object first = is_plain ? allocate(outputs[0], lead) : allocate_in_order(outputs[0], lead, like);
+    const py::object first = is_plain ? allocate(outputs[0]) : allocate_in_order(outputs[0], like);
     TensorReader::instance().read_plain(first.ptr(), outputs[0]);
     if (outputs_ == 1) return first;
     py::tuple all(outputs_);
@@ -138,26 +137,22 @@ class Direct {
     return all;
   }
   // Its axes lie in memory in the order of those of `like`, the last one innermost.
-  py::object allocate_in_order(const View& view, PyObject* lead, const View& like) const {
+  py::object allocate_in_order(const View& view, const View& like) const {
     int order[kMaxRank];
     std::iota(order, order + view.rank, 0);
     std::stable_sort(order, order + view.rank - 1, [&](int a, int b) { return like.strides[a] > like.strides[b]; });
     View dense = view;
     for (int i = 0; i < view.rank; ++i) dense.sizes[i] = view.sizes[order[i]];
     set_dense_strides(dense);
-    const py::object made = allocate(dense, lead);
+    const py::object made = allocate(dense);
     py::tuple places(view.rank);
     for (int i = 0; i < view.rank; ++i) places[size_t(order[i])] = i;
     PyObject* const args[] = {made.ptr(), places.ptr()};
     return checked(PyObject_VectorcallMethod(permute_, args, 2, nullptr));
   }
-  py::object allocate(const View& view, PyObject* lead) const {
-    int64_t bytes = bytes_of(view.dtype);
-    for (int axis = 0; axis < view.rank; ++axis) bytes *= view.sizes[axis];
-    if (bytes < int64_t(kPoolThreshold)) return allocate_small(view);
-    const py::tuple shape = in_tuple(view.sizes, view.rank);
-    PyObject* const args[] = {shape.ptr(), lead};
-    return checked(PyObject_Vectorcall(empty_, args, 2, nullptr));
+  py::object allocate(const View& view) const {
+    const py::object pooled = pool_tensor(view);
+    return pooled ? pooled : allocate_small(view);
   }
   py::object allocate_small(const View& view) const {
     const py::tuple sizes = in_tuple(view.sizes, view.rank), strides = in_tuple(view.strides, view.rank);
@@ -194,7 +189,7 @@ class Direct {
   Kernel kernel_;
   size_t outputs_, inputs_;
   bool saves_outputs_, autocasts_wide_;
-  PyObject *settings_, *empty_, *empty_strided_, *record_, *op_;
+  PyObject *settings_, *empty_strided_, *record_, *op_;
   PyObject* default_ = intern("default");
   PyObject* requires_grad_ = intern("requires_grad");
   PyObject* permute_ = intern("permute");

@@ -29,21 +29,27 @@ struct Tensor {
   uint64_t byte_offset;
 };
 
-struct ManagedTensor {
-  Tensor tensor;
-  void* context;
-  void (*deleter)(ManagedTensor*);
+struct Version {
+  uint32_t major, minor;
 };
 
-constexpr const char* kCapsule = "dltensor";  // the consumer renames it once the tensor is its own
+struct ManagedTensor {
+  Version version;
+  void* context;
+  void (*deleter)(ManagedTensor*);
+  uint64_t flags;
+  Tensor tensor;
+};
+constexpr Version kVersion = {1, 0};  // the first with this ManagedTensor
+
+constexpr const char* kCapsule = "dltensor_versioned";  // the consumer renames it once the tensor is its own
 
 // What a library offers to C, as the capsule `__dlpack_c_exchange_api__` of its tensor type, since version 1.3.
 struct Exchange {
-  struct {
-    uint32_t major, minor;
-  } version;
+  Version version;
   Exchange* older;
-  void* unused[3];
+  void* unused[2];
+  int (*to_python)(ManagedTensor* from, void** python_tensor);  // takes `from` over
   int (*borrow)(void* python_tensor, Tensor* to);  // valid while the Python tensor lives and is not resized
 };
 

@@ -1,20 +1,17 @@
-// mmkern._C.memory: the pool's blocks as DLPack capsules, which torch turns into tensors without a copy.
+// mmkern._C.memory: the pool's blocks as tensors, by way of DLPack and without a copy.
+
+#include "memory.h"
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
-#include <new>
-#include <vector>
 
 #include "../csrc/cpu/pool.h"
 #include "dlpack.h"
 
 namespace mmkern {
 namespace {
-
-namespace py = pybind11;
-
-constexpr int kMaxRank = 8;
 
 // A block on loan, and what DLPack points at meanwhile.
 struct Loan {
@@ -36,88 +33,94 @@ void drop_capsule(PyObject* capsule) {
   end_loan(static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, dlpack::kCapsule)));
 }
 
-struct KnownDtype {
-  PyObject* dtype;  // torch's own object, compared by identity
-  dlpack::DataType code;
-};
-std::vector<KnownDtype> known_dtypes;
-
-void register_dtype(const py::object& dtype, int code, int bits) {
-  known_dtypes.push_back({py::object(dtype).release().ptr(), {uint8_t(code), uint8_t(bits), 1}});
+dlpack::DataType dlpack_type(Dtype dtype) {
+  const dlpack::Code code = dtype == Dtype::boolean    ? dlpack::kBool
+                            : dtype == Dtype::int64    ? dlpack::kInt
+                            : dtype == Dtype::bfloat16 ? dlpack::kBfloat
+                                                       : dlpack::kFloat;
+  return {code, uint8_t(8 * bytes_of(dtype)), 1};
 }
 
-struct Names {
-  PyObject* dtype = PyUnicode_InternFromString("dtype");
-  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
-};
-
-const dlpack::DataType* dtype_of(PyObject* tensor, PyObject* name) {
-  const py::object dtype = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, name));
-  for (const KnownDtype& known : known_dtypes) {
-    if (known.dtype == dtype.ptr()) return &known.code;
-  }
-  return nullptr;
+// Of a contiguous tensor; -1 where that is more than can be counted.
+int64_t bytes_of(const View& view) {
+  int64_t bytes = bytes_of(view.dtype);
+  for (int axis = 0; axis < view.rank; ++axis)
+    if (__builtin_mul_overflow(bytes, view.sizes[axis], &bytes)) return -1;
+  return bytes;
 }
 
-// Contiguous strides of `shape`, and its number of elements; -1 where the pool has no business with it.
-int64_t lay_out(PyObject* shape, int64_t* sizes, int64_t* strides) {
-  if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > kMaxRank) return -1;
-  int64_t elements = 1;
-  for (Py_ssize_t axis = PyTuple_GET_SIZE(shape) - 1; axis >= 0; --axis) {
-    sizes[axis] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, axis));
-    strides[axis] = elements;
-    if (sizes[axis] < 0 || __builtin_mul_overflow(elements, sizes[axis], &elements)) return -1;
-  }
-  return elements;
-}
-
-PyObject* lend(int64_t bytes, dlpack::DataType dtype, int rank, const int64_t* sizes, const int64_t* strides) {
+dlpack::ManagedTensor* lend(const View& view, int64_t bytes) {
   Block* const block = Pool::of_process().take(size_t(bytes));
   if (!block) return nullptr;
   auto* const loan = new Loan{{}, block, {}, {}};
-  for (int axis = 0; axis < rank; ++axis) {
-    loan->sizes[axis] = sizes[axis];
-    loan->strides[axis] = strides[axis];
-  }
-  loan->managed = {{block->data, dlpack::kCpu, rank, dtype, loan->sizes, loan->strides, 0}, loan, end_loan};
-  PyObject* const capsule = PyCapsule_New(&loan->managed, dlpack::kCapsule, drop_capsule);
-  if (!capsule) end_loan(&loan->managed);
-  return capsule;
+  View dense = view;
+  set_dense_strides(dense);
+  std::copy_n(dense.sizes, dense.rank, loan->sizes);
+  std::copy_n(dense.strides, dense.rank, loan->strides);
+  loan->managed = {dlpack::kVersion,
+                   loan,
+                   end_loan,
+                   0,
+                   {block->data, dlpack::kCpu, view.rank, dlpack_type(view.dtype), loan->sizes, loan->strides, 0}};
+  return &loan->managed;
 }
 
-// take(shape, like): a capsule, or None where torch should allocate (and should say what is wrong with the arguments).
-// A plain C function, since pybind11's conversion of arguments costs as much as all the rest.
-PyObject* take(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  static const Names names;
-  constexpr int64_t kWidestDtype = 8;
-  int64_t sizes[kMaxRank], strides[kMaxRank];
-  const int64_t elements = count == 2 ? lay_out(args[0], sizes, strides) : -1;
-  PyObject* capsule = nullptr;
-  if (elements >= int64_t(kPoolThreshold) / kWidestDtype) {
-    const dlpack::DataType* dtype = dtype_of(args[1], names.dtype);
-    const py::object is_cpu =
-        py::reinterpret_steal<py::object>(dtype ? PyObject_GetAttr(args[1], names.is_cpu) : nullptr);
-    int64_t bytes;
-    if (is_cpu.ptr() == Py_True && !__builtin_mul_overflow(elements, int64_t(dtype->bits / 8), &bytes) &&
-        bytes >= int64_t(kPoolThreshold))
-      capsule = lend(bytes, *dtype, int(PyTuple_GET_SIZE(args[0])), sizes, strides);
+py::object in_capsule(dlpack::ManagedTensor* managed) {
+  PyObject* const capsule = PyCapsule_New(managed, dlpack::kCapsule, drop_capsule);
+  if (!capsule) end_loan(managed);
+  return checked(capsule);
+}
+
+py::object to_torch(dlpack::ManagedTensor* managed) {
+  static PyObject* const from_dlpack = kept(py::module_::import("torch._C").attr("_from_dlpack"));
+  const dlpack::Exchange* const exchange = TensorReader::instance().exchange();
+  if (!exchange) return checked(PyObject_CallOneArg(from_dlpack, in_capsule(managed).ptr()));
+  void* made = nullptr;
+  exchange->to_python(managed, &made);
+  return checked(static_cast<PyObject*>(made));
+}
+
+bool read_sizes(PyObject* shape, View& view) {
+  if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > kMaxRank) return false;
+  view.rank = int(PyTuple_GET_SIZE(shape));
+  for (int axis = 0; axis < view.rank; ++axis) {
+    view.sizes[axis] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, axis));
+    if (view.sizes[axis] < 0) return false;
   }
-  if (capsule) return capsule;
+  return true;
+}
+
+// empty(shape, like): a tensor, or None where torch should allocate (and should say what is wrong with the arguments).
+// A plain C function, since pybind11's conversion of arguments costs as much as all the rest.
+PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  try {
+    View view;
+    if (count == 2 && read_sizes(args[0], view)) {
+      view.dtype = TensorReader::instance().dtype_as(args[1]);
+      if (py::object made = pool_tensor(view)) return made.release().ptr();
+    }
+  } catch (const py::error_already_set&) {
+  }
   PyErr_Clear();
   Py_RETURN_NONE;
 }
 
-PyMethodDef kTake = {"take", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&take)), METH_FASTCALL,
-                     "take(shape, like): a DLPack capsule from the pool, or None where torch should allocate."};
+PyMethodDef kEmpty = {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&empty)), METH_FASTCALL,
+                      "empty(shape, like): a tensor from the pool, or None where torch should allocate."};
 
 }  // namespace
+
+py::object pool_tensor(const View& view) {
+  const int64_t bytes = bytes_of(view);
+  dlpack::ManagedTensor* const managed = bytes >= int64_t(kPoolThreshold) ? lend(view, bytes) : nullptr;
+  return managed ? to_torch(managed) : py::object();
+}
 
 void bind_memory(py::module_& parent) {
   Pool::of_process();  // before any other thread could fork
   py::module_ module = parent.def_submodule("memory", "The pool behind the outputs of CPU ops.");
-  module.attr("take") = py::reinterpret_steal<py::object>(PyCFunction_New(&kTake, nullptr));
+  module.attr("empty") = py::reinterpret_steal<py::object>(PyCFunction_New(&kEmpty, nullptr));
   module.attr("threshold") = kPoolThreshold;
-  module.def("register_dtype", register_dtype);
   module.def("release", [] { return Pool::of_process().release(); }, py::call_guard<py::gil_scoped_release>());
   module.def(
       "set_limit", [](size_t bytes) { Pool::of_process().set_limit(bytes); }, py::call_guard<py::gil_scoped_release>());

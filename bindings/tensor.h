@@ -65,6 +65,12 @@ class TensorReader {
 
   PyObject* torch_dtype(Dtype dtype) const { return dtypes_[int(dtype)]; }
 
+  // What torch offers to C; null before torch 2.10.
+  const dlpack::Exchange* exchange() const { return exchange_; }
+
+  // Of a tensor that torch would allocate on the CPU as `like`; none where kernels have no such dtype.
+  Dtype dtype_as(PyObject* like) const { return is_true(like, is_cpu_) ? known(get(like, dtype_).ptr()) : Dtype::none; }
+
   // Of a tensor that shows its memory as it is.
   void read_plain(PyObject* object, View& view) const {
     if (exchange_)
@@ -140,10 +146,12 @@ class TensorReader {
     if (rank) *rank = int(n);
   }
 
+  Dtype known(PyObject* dtype) const { return Dtype(std::find(dtypes_, dtypes_ + kDtypes, dtype) - dtypes_); }
+
   Dtype dtype(PyObject* object) const {
-    for (int i = 0; i < kDtypes; ++i)
-      if (dtypes_[i] == object) return Dtype(i);
-    throw BadArgument{"has dtype " + std::string(py::str(object))};
+    const Dtype found = known(object);
+    if (found == Dtype::none) throw BadArgument{"has dtype " + std::string(py::str(object))};
+    return found;
   }
 
   static void read_buffer(PyObject* object, View& view) {

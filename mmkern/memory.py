@@ -15,11 +15,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch._C import _from_dlpack  # torch.utils.dlpack.from_dlpack takes 0.5 µs to find that a capsule is a capsule
 
 try:
     from mmkern._C import memory as _pool
@@ -48,9 +47,9 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     Such a tensor behaves as any other but for one thing: its storage cannot grow (``resize_`` to more elements than it
     has raises RuntimeError, as for a tensor from NumPy); ``clone()`` it first.
     """
-    capsule = _take(shape, like)
-    if capsule is not None:
-        return _from_dlpack(capsule)
+    pooled = _pooled(shape, like)
+    if pooled is not None:
+        return pooled
     # Unpacked, it takes half the time: torch tries a tuple against every signature.
     return like.new_empty(*shape) if shape else like.new_empty(())
 
@@ -114,23 +113,15 @@ def _cgroup_limits() -> Iterator[int]:
                 yield int(text)
 
 
-def _open_pool() -> Callable[[tuple[int, ...], Tensor], Any]:
+def _open_pool() -> Callable[[tuple[int, ...], Tensor], Tensor | None]:
     if _pool is None or not (limit := _limit()):
         return _torch_allocates
-    for dtype, code in (
-        (torch.float32, 2),
-        (torch.bfloat16, 4),
-        (torch.float16, 2),
-        (torch.float64, 2),
-        (torch.int64, 0),
-    ):
-        _pool.register_dtype(dtype, code, 8 * dtype.itemsize)  # DLPack's kDLInt, kDLFloat, kDLBfloat
     _pool.set_limit(limit)
-    take: Callable[[tuple[int, ...], Tensor], Any] = _pool.take
-    return take
+    pooled: Callable[[tuple[int, ...], Tensor], Tensor | None] = _pool.empty
+    return pooled
 
 
-_take = _open_pool()
+_pooled = _open_pool()
 
 # ---- The allocator behind everything else ----------------------------------------------------------------------------
 
@@ -340,7 +331,7 @@ def _describe_allocator() -> str:
 def _describe_pool() -> str:
     if _pool is None:
         return "none, since mmkern._C is not built"
-    if _take is _torch_allocates:
+    if _pooled is _torch_allocates:
         return "off (MMKERN_POOL=0 or MMKERN_POOL_LIMIT=0)"
     now = stats()
     mb = 1 << 20

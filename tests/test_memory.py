@@ -65,13 +65,13 @@ def run(code: str, **env: str) -> str:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1 << 20,), (3, 5, 99991), (1, 1024, 1, 1031), (2,) * 8 + (1 << 13,), (2,) * 18])
+@pytest.mark.parametrize("shape", [(1 << 20,), (3, 5, 99991), (1, 1024, 1, 1031), (2,) * 11 + (1 << 10,), (2,) * 20])
 def test_is_the_tensor_that_was_asked_for(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = memory.empty(shape, torch.empty(0, dtype=dtype))
     expected = torch.empty(shape, dtype=dtype)
     assert (x.shape, x.stride(), x.dtype, x.device) == (shape, expected.stride(), dtype, expected.device)
     assert x.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
-    assert (x.data_ptr() % (2 * MB) == 0) == (len(shape) <= 8)  # the pool's tensors have up to 8 axes
+    assert (x.data_ptr() % (2 * MB) == 0) == (len(shape) <= 12)  # the pool's tensors have up to 12 axes
     assert torch.equal(x.fill_(3), expected.fill_(3))
 
 
@@ -154,22 +154,6 @@ def test_live_tensors_never_overlap() -> None:
     del x, y
     held.clear()
     assert memory.stats().in_use == 0
-
-
-def test_a_capsule_that_nobody_takes_gives_its_block_back() -> None:
-    capsule = memory._pool.take((1 << 20,), LIKE)
-    assert memory.stats().in_use == 4 * MB
-    del capsule
-    assert (memory.stats().in_use, memory.stats().idle) == (0, 4 * MB)
-
-
-def test_a_capsule_that_was_taken_leaves_its_block_to_the_tensor() -> None:
-    capsule = memory._pool.take((1 << 20,), LIKE)
-    x = torch.utils.dlpack.from_dlpack(capsule)
-    del capsule
-    assert memory.stats().in_use == 4 * MB
-    del x
-    assert (memory.stats().in_use, memory.stats().idle) == (0, 4 * MB)
 
 
 # ---- Bounds ----------------------------------------------------------------------------------------------------------
@@ -493,7 +477,6 @@ like = torch.empty(0)
 builtins.kept = [memory.empty((1 << 20,), like) for _ in range(3)]
 weight = memory.empty((1 << 20,), like).fill_(1).requires_grad_()
 torch.graph = (weight * weight).sum()      # autograd holds tensors without Python
-sys.capsule = memory._pool.take((1 << 20,), like)
 atexit.register(lambda: builtins.kept.append(memory.empty((1 << 20,), like)))
 cycle = [memory.empty((1 << 20,), like)]
 cycle.append(cycle)

@@ -100,8 +100,12 @@ struct At {
   MMKERN_FN Vec<T> load(const S* row) const {
     return Vec<T>::load(row + i);
   }
+  // A store waits for its line as a load does, but the hardware fetches less far ahead of stores: so ask for the line
+  // some stores ahead. Past the end of the row that is the next row, or a line that nobody reads; it cannot fault.
   template <class S>
   MMKERN_FN void store(S* row, Vec<T> v) const {
+    constexpr uintptr_t kAhead = 512;
+    if (!kStream) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row + i) + kAhead), 1);
     v.template store<kStream>(row + i);
   }
 };

@@ -114,11 +114,11 @@ def _find_cpu(family: str, name: str) -> Kernel:
     return launch
 
 
-def direct(op: Op, memory: Any, record: Callable[..., Tensor]) -> Callable[..., Any] | None:
+def direct(op: Op, empty_strided: Callable[..., Tensor], record: Callable[..., Tensor]) -> Callable[..., Any] | None:
     """The CPU kernel's short way from Python (bindings/direct.h), or None where there are no CPU kernels."""
     if _cpu_missing():
         return None
-    made: Callable[..., Any] = importlib.import_module("mmkern._C").direct(op.name, settings, memory, record, op)
+    made: Callable[..., Any] = importlib.import_module("mmkern._C").direct(op.name, settings, empty_strided, record, op)
     return made
 
 

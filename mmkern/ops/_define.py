@@ -108,7 +108,7 @@ class Op:
         # Sums over many rows come back in the dtype of the sum.
         self.wide_gradients = (*self.scalars, *(i for i in self.tensors if self.arguments[i].is_broadcast))
         self.names = tuple(a.name for a in self.arguments)
-        self._direct = backends.direct(self, memory, _record) if self.is_checked_by_signature else None
+        self._direct = backends.direct(self, memory.empty_strided, _record) if self.is_checked_by_signature else None
 
     # ---- The call ----------------------------------------------------------------------------------------------
 
