@@ -211,7 +211,11 @@ def test_partial_loads_and_stores_stay_inside(level: str, kind: str, registers: 
 
 # Elementary functions
 
-ORACLES: dict[str, np.ufunc] = {
+def acosh1p(t: Array) -> Array:
+    return np.where(t < 0, np.nan, np.log1p(t + np.sqrt(t * (t + 2))))
+
+
+ORACLES: dict[str, Callable[..., Array]] = {
     "exp": np.exp,
     "expm1": np.expm1,
     "log": np.log,
@@ -221,6 +225,7 @@ ORACLES: dict[str, np.ufunc] = {
     "tanh": np.tanh,
     "asinh": np.arcsinh,
     "acosh": np.arccosh,
+    "acosh1p": acosh1p,
     "atanh": np.arctanh,
     "acos": np.arccos,
     "atan2": np.arctan2,
@@ -236,6 +241,7 @@ DENSE = {
     "tanh": (-10, 10),
     "asinh": (-8, 8),
     "acosh": (1, 4),
+    "acosh1p": (0, 5),
     "atanh": (-1, 1),
     "acos": (-1, 1),
 }
@@ -312,7 +318,7 @@ def test_weights(level: str, vector: str) -> None:
 @np.errstate(all="ignore")
 def test_double(level: str, name: str) -> None:
     x = [np.linspace(*DENSE.get(name, (-3, 3)), 1001)[::step] for step in (1, -1)]
-    result, truth = apply(level, name, "d1", *x[: 2 if name == "atan2" else 1]), ORACLES[name](*x[: ORACLES[name].nin])
+    result, truth = apply(level, name, "d1", *x[: 2 if name == "atan2" else 1]), ORACLES[name](*x[: 2 if name == "atan2" else 1])
     assert np.array_equal(np.isnan(result), np.isnan(truth))
     assert np.allclose(result, truth, rtol=1e-15, atol=0, equal_nan=True)
 

@@ -43,12 +43,6 @@ MMKERN_FN Vec<T> lorentz_lift(Vec<T> xx, Vec<T> c) {
   return c * xx / (Vec<T>(T(1)) + lorentz_time(xx, c));
 }
 
-// acosh(1 + t) for t >= 0, with the digits of a small t; NaN stays
-template <class V>
-MMKERN_FN V acosh1p(V t) {
-  return log1p_above(t + sqrt(t * (t + V(2))));
-}
-
 // sqrt(c) x_t * sqrt(c) y_t - 1
 template <class T>
 MMKERN_FN Vec<T> lifted_product(Facts<Vec<T>> x, Facts<Vec<T>> y) {
