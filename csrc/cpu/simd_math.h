@@ -285,9 +285,9 @@ template <int R>
 MMKERN_FN Vec<float, R> acosh1p(Vec<float, R> t) {
   using V = Vec<float, R>;
   // To t = 3 a function without bends times sqrt(t): half the time, and the cosh of most embeddings' distances.
-  const V near = sqrt(t) * polynomial(t, 1.41421355f, -1.17850358e-01f, 2.6507246e-02f, -7.84806533e-03f,
-                                      2.57748399e-03f, -8.28618421e-04f, 2.27115093e-04f, -4.59322684e-05f,
-                                      5.79856206e-06f, -3.34467021e-07f);
+  const V near =
+      sqrt(t) * polynomial(t, 1.41421355f, -1.17850358e-01f, 2.6507246e-02f, -7.84806533e-03f, 2.57748399e-03f,
+                           -8.28618421e-04f, 2.27115093e-04f, -4.59322684e-05f, 5.79856206e-06f, -3.34467021e-07f);
   const auto is_far = !(t <= V(3.0f));
   if (!any(is_far)) return near;
   const auto big = t > V(0x1p30f);  // log(2t) there

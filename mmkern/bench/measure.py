@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -103,17 +104,22 @@ def measure(case: Case, plan: Plan, stage: Stage = lambda text: None) -> Measure
 
 
 def interleave(sides: Mapping[str, Thunk], seconds: float) -> dict[str, list[float]]:
-    """Seconds a call of each side, in turns (A B C A B C ...), after warm-ups; about ``seconds`` long in all."""
+    """Seconds a call of each side, in turns, after warm-ups; about ``seconds`` long in all.
+
+    Each round has an order of its own: what a side finds in the caches is what the one before it left there.
+    """
     calls = {name: _warm_up(run) for name, run in sides.items()}
     samples: dict[str, list[float]] = {name: [] for name in sides}
+    shuffle, order = random.Random(0).shuffle, list(sides)
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         start, rounds = time.perf_counter(), 0
         while rounds < FEWEST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - start < seconds):
-            for name, run in sides.items():
-                samples[name].append(_time(run, calls[name]))
+            shuffle(order)
+            for name in order:
+                samples[name].append(_time(sides[name], calls[name]))
             rounds += 1
     finally:
         if enabled:
