@@ -201,6 +201,8 @@ void backward(const Call& call, double option, SolveGradient<accumulate_t<S>> so
       const S *x_row = x[row], *y_row = y[row], *g_row = is_map ? g[row] : nullptr;
       S *x_row_to = x_to.data ? x_to[row] : nullptr, *y_row_to = y_to.data ? y_to[row] : nullptr;
       for_each_vec<T>(x.cols, stream, [&](auto at) {
+        at.prefetch(x_row + n * x.stride);  // of the next block: its loads would wait for these stores
+        at.prefetch(y_row + n * y.stride);
         const Vec<T> u = at.load(x_row), v = at.load(y_row);
         const Vec<T> d = v - u;
         Vec<T> x_value = xx * u, y_value = yy * v;

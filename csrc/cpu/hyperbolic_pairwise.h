@@ -25,7 +25,8 @@ class StoredRows {
   explicit StoredRows(const View& view)
       : stored_(view),
         stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0),
-        stream_(view.dtype == Dtype::float32 && streams(mmkern::rows<float>(view))) {}
+        stream_(view.dtype == Dtype::float32 && view.sizes[1] % Vec<T>::size == 0 &&
+                streams(mmkern::rows<float>(view))) {}
 
   explicit operator bool() const { return bool(stored_); }
 
@@ -33,6 +34,8 @@ class StoredRows {
   void write(int64_t i, int64_t j, int64_t n, const T* from) const {
     (stored_ + (i * stride_ + j)).write(n, from, stream_);
   }
+  // Row i from column j on where it is stored past the caches; else null. Such rows are whole vectors.
+  T* streamed(int64_t i, int64_t j) const { return stream_ ? (stored_ + (i * stride_ + j)).as_they_are() : nullptr; }
 
  private:
   Stored<T> stored_;
@@ -116,7 +119,7 @@ void forward(const Call& call) {
     for (int r = 0; r < tile_rows; ++r) {
       const int64_t i = i0 + r;
       const auto at_x = of_x.broadcast(i);
-      T* const row = tile + r * ld;
+      T *const row = tile + r * ld, *const streamed = out.streamed(i, j0);
       for_each_column<T>(tile_cols, [&](int c, int lanes) {
         const auto at_y = of_y.load(j0 + c);
         const Vec<T> scores = Vec<T>::load(row + c);
@@ -129,9 +132,9 @@ void forward(const Call& call) {
             value.set(lane, geometry.near_value(differences<T>(x, i, y, j, at_x.square[0], at_y.square[lane]))[0]);
           }
         }
-        value.store(row + c);
+        streamed ? value.template store<true>(streamed + c) : value.store(row + c);
       });
-      out.write(i, j0, tile_cols, row);
+      if (!streamed) out.write(i, j0, tile_cols, row);
     }
   });
 }

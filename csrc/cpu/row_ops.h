@@ -100,6 +100,10 @@ struct At {
   MMKERN_FN Vec<T> load(const S* row) const {
     return Vec<T>::load(row + i);
   }
+  template <class S>
+  MMKERN_FN void prefetch(const S* row) const {
+    __builtin_prefetch(row + i);
+  }
   // A store waits for its line as a load does, but the hardware fetches less far ahead of stores: so ask for the line
   // some stores ahead. Past the end of the row that is the next row, or a line that nobody reads; it cannot fault.
   template <class S>
@@ -118,6 +122,10 @@ struct AtTail {
   template <class S>
   MMKERN_FN Vec<T> load(const S* row) const {
     return Vec<T>::load(row + i, n);
+  }
+  template <class S>
+  MMKERN_FN void prefetch(const S* row) const {
+    __builtin_prefetch(row + i);
   }
   template <class S>
   MMKERN_FN void store(S* row, Vec<T> v) const {

@@ -8,10 +8,10 @@
 // What bounds it: on a core with 256-bit registers the register tile needs 12 fma instructions for 8 loads, so it runs
 // at the rate of the fma units: 97 % of their peak from L1, 96 % in place, 41 to 42.5 GFLOP/s where MKL's sgemm reaches
 // 41 to 42 (2048 x 2048 x 512, one thread). An epilogue log1p(t + sqrt(t (t + 2))) costs another 6 %. With 512-bit
-// registers the tile reaches the peak as well, the product 96 % of MKL's 130 GFLOP/s, and the epilogue takes 7 %, its
-// output 3. Block sizes matter little: 48 to 192 rows, 128 to 512 columns and depths of 192 or 256 are within 1 %, a
-// depth of 64 costs 6 %; with 512-bit registers so does a panel larger than the second cache. Prefetching is no gain.
-// Packing Y by scalar stores costs 2.4 ns an element, by transposing in registers 1.0.
+// registers the tile reaches the peak as well, and the product 96 % of MKL's 130 GFLOP/s. Block sizes matter little: 48
+// to 192 rows, 128 to 512 columns and depths of 192 or 256 are within 1 %, a depth of 64 costs 6 %; with 512-bit
+// registers a panel of half the second cache gains 2 % over a whole one, 8 % over two. Prefetching is no gain. Packing
+// Y by scalar stores costs 2.4 ns an element, by transposing in registers 1.0.
 #pragma once
 
 #include <stdint.h>
@@ -36,7 +36,7 @@ struct TileShape {
   // A cache block. Few rows, so that short inputs still make a block for every thread.
   static constexpr int block_rows = 48;
   static constexpr int block_cols = 256;
-  static constexpr int64_t panel_bytes = int64_t(1) << 20;  // of packed Y, at least block_cols columns
+  static constexpr int64_t panel_bytes = int64_t(1) << 19;  // of packed Y, at least block_cols columns
 };
 
 // Memory of one thread, kept for its next call.
