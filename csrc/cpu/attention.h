@@ -125,6 +125,7 @@ struct Problem {
   // What a row sees for its place alone.
   KeyRange band(const Row& row) const {
     KeyRange range{0, keys};
+    if (left < 0 && right < 0) return range;
     const int64_t scale = alignment == Alignment::resample ? queries : 1;
     const int64_t centre = alignment == Alignment::resample       ? row.query * keys
                            : alignment == Alignment::bottom_right ? row.query + keys - queries
@@ -321,11 +322,12 @@ class HeadRows {
     });
   }
 
-  // to[i][d] (+)= Σ x[i][j] row_j[d] over `keys`; x as a tile of scores.
-  MMKERN_FN void multiply(const T* x, KeyRange keys, int64_t rows, int64_t width, Into into, T* to, int64_t ld) const {
+  // into(i, d, Σ x[i][j] row_j[d]) over `keys`; x as a tile of scores.
+  template <class Sink>
+  MMKERN_FN void multiply(const T* x, KeyRange keys, int64_t rows, int64_t width, const Sink& into) const {
     register_tiles<T, TileShape<T>::block_cols, 1>(
         x, [&](int64_t d) { return data_ + d * keys_ + keys.first * kCols; }, kCols, rows, width,
-        keys.last - keys.first, into, to, ld);
+        keys.last - keys.first, into);
   }
 
  private:

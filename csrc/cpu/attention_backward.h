@@ -111,7 +111,8 @@ MMKERN_FN void add_transposed_product(const T* x, const T* y, int64_t padded_row
   const int64_t depth = depth_of<T>(cols);
   for (int64_t k = 0; k < cols; k += depth, y += padded_rows * Shape::depth)
     register_tiles<T, 1, Shape::block_cols>(
-        x, [&](int64_t j) { return y + j; }, Shape::depth, keys, smaller(depth, cols - k), rows, Into::add, to + k, ld);
+        x, [&](int64_t j) { return y + j; }, Shape::depth, keys, smaller(depth, cols - k), rows,
+        Into<T>{to + k, ld, true});
 }
 
 template <class T>
@@ -182,7 +183,7 @@ class Sweep {
       add_transposed_product(weights, gs, block.padded, block.count, n, p_.value_width, v, value_width_);
       add_transposed_product(slopes, xs, block.padded, block.count, n, p_.width, k, width_);
     }
-    if (wanted_.queries) head_.key_rows.multiply(slopes, keys, block.padded, p_.width, Into::add, queries, width_);
+    if (wanted_.queries) head_.key_rows.multiply(slopes, keys, block.padded, p_.width, Into<T>{queries, width_, true});
   }
 
   // Of one row: scores become weights (those that dropout kept), and gradients of weights those of scores.

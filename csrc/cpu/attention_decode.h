@@ -187,12 +187,15 @@ void decode(const Sources<T>& sources, const View& out, T* lse, int threads) {
           });
         }
         if (sources.joint) continue;
-        multiply(sums, D, all.total == 0 ? T(0) : gate / all.total);
+        multiply(sums, D, gate * all.inverse());
         if (source > 0) for_each_vec<T>(D, [&](auto j) { j.store(total, j.load(total) + j.load(sums)); });
       }
-      if (sources.joint) multiply(total, D, all.total == 0 ? T(0) : 1 / all.total);
+      if (sources.joint) multiply(total, D, all.inverse());
       p.at(out, row.batch, row.head, row.query).write(D, total);
-      if (lse) lse[p.index(row)] = all.log_of_sum();
+      if (!lse) continue;
+      T logs[Vec<T>::size];
+      logs_of_sums(&all, 1, logs);
+      lse[p.index(row)] = logs[0];
     }
 }
 

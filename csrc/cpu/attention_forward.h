@@ -1,55 +1,12 @@
 // Attention forward: score tiles, a softmax that goes along, and the product with v, a block of rows at a time.
 #pragma once
 
+#include "attention_few_keys.h"
 #include "attention_sources.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace attention {
-
-// The largest score of a row so far, and the sum of the exponentials below it.
-template <class T>
-struct Softmax {
-  T top = minus_infinity<T>(), total = 0;
-
-  // Turns scores into exp(s − top), in whole vectors; returns what earlier sums are to be multiplied by.
-  T weigh(T* s, int64_t n) {
-    constexpr int W = Vec<T>::size;
-    const int64_t whole = blocks_of(n, 2 * W) * 2 * W;
-    for (int64_t j = n; j < whole; ++j) s[j] = minus_infinity<T>();
-    Vec<T, 2> largest(minus_infinity<T>());
-    for (int64_t j = 0; j < whole; j += 2 * W) largest = max(Vec<T, 2>::load(s + j), largest);
-    const T before = top, here = max_of(largest);
-    top = here > top ? here : top;
-    const T shift = top == minus_infinity<T>() ? T(0) : top;
-    Vec<T, 2> sums(T(0));
-    for (int64_t j = 0; j < whole; j += 2 * W) {
-      const Vec<T, 2> weights = exp_flushed(Vec<T, 2>::load(s + j) - Vec<T, 2>(shift));
-      weights.store(s + j);
-      sums += weights;
-    }
-    const T factor = weight_of(before);
-    total = total * factor + sum(sums);
-    return factor;
-  }
-
-  // What the sums of both are to be multiplied by.
-  struct Factors {
-    T here, other;
-  };
-  Factors merge(const Softmax& other) {
-    const T before = top;
-    top = other.top > top ? other.top : top;
-    const Factors factors{weight_of(before), weight_of(other.top)};
-    total = total * factors.here + other.total * factors.other;
-    return factors;
-  }
-  T weight_of(T score) const {
-    if (score == top) return 1;
-    return score == minus_infinity<T>() ? T(0) : exp(Vec<T>(score - top))[0];
-  }
-  T log_of_sum() const { return top + log(Vec<T>(total))[0]; }
-};
 
 // A head of k packed as columns, and one of v as rows.
 template <class T>
@@ -58,12 +15,14 @@ struct Head {
   const bool holes;
   const T* const columns;
   const HeadRows<T> values;
+  const FewKeys<T> few;
 
   Head(const Problem<T>& p, int64_t unit, int threads, ThreadBuffer& key_columns, ThreadBuffer& value_rows)
       : keys(p.unmasked(unit / p.groups)),
         holes(p.has_holes(unit / p.groups, keys)),
         columns(pack(p, unit, threads, key_columns)),
-        values(p.v, unit / p.groups, unit % p.groups, keys, threads, value_rows) {}
+        values(p.v, unit / p.groups, unit % p.groups, keys, threads, value_rows),
+        few(p, unit / p.groups, keys) {}
 
  private:
   const T* pack(const Problem<T>& p, int64_t unit, int threads, ThreadBuffer& buffer) {
@@ -73,47 +32,192 @@ struct Head {
   }
 };
 
-inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources], source_sums;
+inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources], results_block;
+
+// A block of queries as products read them.
+template <class T>
+struct Queries {
+  const T* packed = nullptr;  // times the scale; null where no product needs it
+  const T* rows[TileShape<T>::block_rows];
+  T scale = 1;  // what the scores of `rows` are yet to be multiplied by
+  int64_t width;
+
+  Queries(const Problem<T>& p, const RowBlock<T>& block, bool by_rows) : width(p.width) {
+    if (by_rows && p.query(block.rows[0]).as_they_are()) {
+      for (int64_t r = 0; r < block.count; ++r) rows[r] = p.query(block.rows[r]).as_they_are();
+      scale = p.scale;
+      return;
+    }
+    T* const to = packed_rows.reserve<T>(packed_size<T>(block.padded, p.width));
+    pack_block<T>(block, p.width, p.scale, to, [&](const Row& row) { return p.query(row); });
+    for (int64_t r = 0; r < block.count; ++r) rows[r] = to + r * TileShape<T>::depth;
+    packed = to;
+  }
+};
+
+// The results of a block of rows: where they stay, or in a buffer while those are of a shorter type.
+template <class T>
+class Results {
+ public:
+  Results(const Problem<T>& p, const RowBlock<T>& block, const View& out)
+      : block_(block), out_(out), width_(p.value_width) {
+    T* const buffer = results_block.reserve<T>(TileShape<T>::block_rows * width_ + 1);
+    for (int64_t r = 0; r < block.count; ++r) {
+      T* const own = at(r).as_they_are();
+      rows_[r] = own ? own : buffer + r * width_;
+    }
+  }
+
+  // Row r, lanes from d on: factor·sum, added to what is there if `adds`.
+  MMKERN_FN void put(int64_t r, int64_t d, Vec<T> factor, Vec<T> sum, bool adds) const {
+    T* const to = rows_[r] + d;
+    if (d + Vec<T>::size <= width_)
+      (adds ? fma(factor, sum, Vec<T>::load(to)) : factor * sum).store(to);
+    else
+      (adds ? fma(factor, sum, Vec<T>::load(to, int(width_ - d))) : factor * sum).store(to, int(width_ - d));
+  }
+  void write() const {
+    for (int64_t r = 0; r < block_.count; ++r)
+      if (!at(r).as_they_are()) at(r).write(width_, rows_[r]);
+  }
+  // A tile of results is about to be put.
+  MMKERN_FN void prefetch(int64_t r) const {
+    for (int64_t d = 0; d < width_; d += 64 / sizeof(T)) __builtin_prefetch(rows_[r] + d, 1);
+  }
+
+ private:
+  Stored<T> at(int64_t r) const {
+    const Row& row = block_.rows[r];
+    return Problem<T>::at(out_, row.batch, row.head, row.query);
+  }
+
+  const RowBlock<T>& block_;
+  const View& out_;
+  const int64_t width_;
+  T* rows_[TileShape<T>::block_rows];
+};
 
 // A block of rows on its way along the keys: a softmax each, and Σ weight·v in rows of `cols` columns.
 template <class T>
-struct Walk {
-  T* const sums;
-  const int64_t cols;
-  Softmax<T> softmax[TileShape<T>::block_rows] = {};
-  bool began = false;  // else sums are yet to be written
+class Walk {
+ public:
+  explicit Walk(int64_t value_width)
+      : cols_(blocks_of(value_width, Vec<T>::size) * Vec<T>::size),
+        sums_(sums_block.reserve<T>(TileShape<T>::block_rows * cols_ + 1)) {}
 
-  // Goes on along the keys of `head`; the weights of row r are multiplied by gates[r].
-  void follow(const Problem<T>& p, const Head<T>& head, const RowBlock<T>& block, const T* queries, const T* gates) {
-    constexpr int64_t ld = TileShape<T>::block_cols;
-    T* const tile = cache_block.reserve<T>(TileShape<T>::block_rows * ld);
+  // Anew, along other keys.
+  void begin() {
+    for (Softmax<T>& row : softmax_) row = {};
+    began_ = false;
+  }
+
+  // Goes on along the keys of `head`; the weights of row r are multiplied by gates[r]. Then, if they are given, puts
+  // or adds the results.
+  void follow(const Problem<T>& p, const Head<T>& head, const RowBlock<T>& block, const Queries<T>& queries,
+              const T* gates, const Results<T>* results, bool adds) {
+    T* const tile = cache_block.reserve<T>(kRows * kLd);
     const KeyBlocks<T> key_blocks(block.keys.within(head.keys));
     for (int64_t b = 0; b < key_blocks.count(); ++b) {
       const KeyRange keys = key_blocks[b];
-      const int64_t n = keys.last - keys.first;
-      fill_block(queries, block.padded, head.columns + keys.first * p.width, n, p.width, tile);
-      for (int64_t r = 0; r < block.count; ++r) {
-        T* const s = tile + r * ld;
-        const KeyRange band = block.bands[r].within(head.keys);
-        transform_scores(p, block.rows[r], band, head.holes, keys.first, n, s);
-        const T factor = softmax[r].weigh(s, n);
-        if (began && factor != 1) multiply(sums + r * cols, cols, factor);
-        if (p.drops()) for_each_kept(p, block.rows[r], keys.first, n, [&](int64_t j, T kept) { s[j] *= kept; });
-        if (gates[r] != 1) multiply(s, n, gates[r]);
+      const bool ends = results && b + 1 == key_blocks.count();
+      const auto weighed = [&](int64_t r) {
+        if (ends) results->prefetch(r);
+      };
+      head.few ? weigh_few(head, block.count, queries, gates, tile, weighed)
+               : weigh(p, head, block, queries, keys, gates, tile, weighed);
+      if (ends) {
+        results_of(block.count, *results, adds,
+                   [&](auto put) { head.values.multiply(tile, keys, block.padded, cols_, put); });
+        results = nullptr;
+      } else {
+        head.values.multiply(tile, keys, block.padded, cols_, Into<T>{sums_, cols_, began_});
       }
-      head.values.multiply(tile, keys, block.padded, cols, began ? Into::add : Into::set, sums, cols);
-      began = true;
+      began_ = true;
+    }
+    if (!results) return;
+    results_of(block.count, *results, adds, [&](auto put) {
+      for (int64_t r = 0; r < block.count; ++r)
+        for (int64_t d = 0; d < cols_; d += Vec<T>::size) put(r, d, Vec<T>(T(0)));
+    });
+  }
+
+  const Softmax<T>* softmax() const { return softmax_; }
+
+ private:
+  // Rows in registers reach beyond the last one of a block.
+  static constexpr int64_t kLd = TileShape<T>::block_cols, kRows = TileShape<T>::block_rows + kMostRows;
+
+  // Weights of the rows with some keys, in the place of their scores; f(r) after row r.
+  template <class F>
+  void weigh(const Problem<T>& p, const Head<T>& head, const RowBlock<T>& block, const Queries<T>& queries,
+             KeyRange keys, const T* gates, T* tile, F f) {
+    const int64_t n = keys.last - keys.first;
+    fill_block(queries.packed, block.padded, head.columns + keys.first * p.width, n, p.width, tile);
+    for (int64_t r = 0; r < block.count; ++r) {
+      T* const s = tile + r * kLd;
+      const KeyRange band = block.bands[r].within(head.keys);
+      transform_scores(p, block.rows[r], band, head.holes, keys.first, n, s);
+      lower(r, softmax_[r].weigh(s, n, gates[r]));
+      if (p.drops()) for_each_kept(p, block.rows[r], keys.first, n, [&](int64_t j, T kept) { s[j] *= kept; });
+      f(r);
     }
   }
 
-  // sums[r] becomes the result of row r, times gates[r].
-  void normalise(int64_t rows, const T* gates) {
-    for (int64_t i = 0; !began && i < rows * cols; ++i) sums[i] = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      const T total = softmax[r].total;
-      multiply(sums + r * cols, cols, total == 0 ? T(0) : gates[r] / total);
-    }
+  template <class F>
+  void weigh_few(const Head<T>& head, int64_t rows, const Queries<T>& queries, const T* gates, T* tile, F f) {
+    head.few.for_each_row(queries.rows, rows, head.columns, queries.width,
+                          [&](int64_t r0, int n, auto& s) __attribute__((always_inline)) {
+                            constexpr int R = sizeof(s) / sizeof(s[0]), kVecs = sizeof(s[0]) / sizeof(s[0][0]);
+                            T tops[R], totals[R];
+#pragma GCC unroll 16
+                            for (int i = 0; i < R; ++i) {
+                              Vec<T> largest(minus_infinity<T>());
+#pragma GCC unroll 16
+                              for (int v = 0; v < kVecs; ++v) {
+                                s[i][v] = fma(s[i][v], Vec<T>(queries.scale), head.few.hidden(v));
+                                largest = max(s[i][v], largest);
+                              }
+                              tops[i] = max_of(largest);
+                            }
+                            Softmax<T>* const softmax = softmax_ + r0;
+                            for (int i = 0; i < n; ++i) lower(r0 + i, softmax[i].raise(tops[i]));
+#pragma GCC unroll 16
+                            for (int i = 0; i < R; ++i) {
+                              const Vec<T> shift(softmax[i].shift()), gate(gates[r0 + i]);
+                              Vec<T> sums(T(0));
+#pragma GCC unroll 16
+                              for (int v = 0; v < kVecs; ++v) {
+                                const Vec<T> weight = exp_flushed(s[i][v] - shift);
+                                sums += weight;
+                                (gate * weight).store(tile + (r0 + i) * kLd + v * Vec<T>::size);
+                              }
+                              totals[i] = sum(sums);
+                            }
+                            for (int i = 0; i < n; ++i) softmax[i].total += totals[i];
+                            for (int i = 0; i < n; ++i) f(r0 + i);
+                          });
   }
+
+  void lower(int64_t r, T factor) {
+    if (began_ && factor != 1) multiply(sums_ + r * cols_, cols_, factor);
+  }
+
+  // f(put), where put(r, d, sum) takes the last sums of row r.
+  template <class F>
+  void results_of(int64_t rows, const Results<T>& results, bool adds, F f) {
+    T factors[TileShape<T>::block_rows];
+    for (int64_t r = 0; r < rows; ++r) factors[r] = softmax_[r].inverse();
+    const T* const before = began_ ? sums_ : nullptr;
+    f([&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
+      if (r >= rows) return;
+      results.put(r, d, Vec<T>(factors[r]), before ? sum + Vec<T>::load(before + r * cols_ + d) : sum, adds);
+    });
+  }
+
+  const int64_t cols_;
+  T* const sums_;
+  Softmax<T> softmax_[kRows] = {};
+  bool began_ = false;  // else sums are yet to be written
 };
 
 // n rows of a unit; lse may be null.
@@ -121,36 +225,29 @@ template <class T>
 void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int64_t unit, int64_t first, int64_t n,
                    const View& out, T* lse) {
   constexpr int64_t kRows = TileShape<T>::block_rows;
-  const Problem<T>& p = sources.first();
-  const int64_t cols = blocks_of(p.value_width, Vec<T>::size) * Vec<T>::size;
-  T* const queries =
-      packed_rows.reserve<T>(packed_size<T>(blocks_of(n, TileShape<T>::rows) * TileShape<T>::rows, p.width));
-  T* const sums = sums_block.reserve<T>(kRows * cols + 1);
-  T* const others = sources.joint ? sums : source_sums.reserve<T>(kRows * cols + 1);
-  T ones[kRows], gates[kRows];
-  for (T& one : ones) one = 1;
-  Walk<T> all{sums, cols};
+  OfEach<RowBlock<T>> blocks;
   for (int i = 0; i < sources.count(); ++i) {
     const auto place = sources.place(i, unit);
-    const RowBlock<T> block(sources[i], place.unit, place.row + first, n);
-    for (int64_t r = 0; r < n; ++r) gates[r] = sources.gate(i, block.rows[r]);
-    if (i == 0) pack_block<T>(block, p.width, p.scale, queries, [&](const Row& row) { return p.query(row); });
-    if (sources.joint) {
-      all.follow(sources[i], heads[i], block, queries, gates);
-      continue;
-    }
-    Walk<T> own{i == 0 ? sums : others, cols};
-    own.follow(sources[i], heads[i], block, queries, ones);
-    own.normalise(n, gates);
-    if (i > 0) for_each_vec<T>(n * cols, [&](auto at) { at.store(sums, at.load(sums) + at.load(others)); });
+    blocks.make(i, sources[i], place.unit, place.row + first, n);
   }
-  if (sources.joint) all.normalise(n, ones);
-  const auto place = sources.place(0, unit);
-  Row row = p.row(place.unit, place.row + first);
-  for (int64_t r = 0; r < n; ++r, row = p.after(row)) {
-    Problem<T>::at(out, row.batch, row.head, row.query).write(p.value_width, sums + r * cols);
-    if (lse) lse[p.index(row)] = all.softmax[r].log_of_sum();
+  bool by_rows = true;
+  for (int i = 0; i < sources.count(); ++i) by_rows = by_rows && heads[i].few;
+  const Problem<T>& p = sources.first();
+  const Queries<T> queries(p, blocks[0], by_rows);
+  const Results<T> results(p, blocks[0], out);
+  T gates[kRows + kMostRows] = {};
+  Walk<T> all(p.value_width);
+  for (int i = 0; i < sources.count(); ++i) {
+    for (int64_t r = 0; r < n; ++r) gates[r] = sources.gate(i, blocks[i].rows[r]);
+    const bool ends = !sources.joint || i + 1 == sources.count();
+    if (!sources.joint) all.begin();
+    all.follow(sources[i], heads[i], blocks[i], queries, gates, ends ? &results : nullptr, !sources.joint && i > 0);
   }
+  results.write();
+  if (!lse) return;
+  T logs[kRows];
+  logs_of_sums(all.softmax(), n, logs);
+  for (int64_t r = 0; r < n; ++r) lse[p.index(blocks[0].rows[r])] = logs[r];
 }
 
 template <class T>

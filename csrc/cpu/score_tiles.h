@@ -69,12 +69,24 @@ inline thread_local ThreadBuffer packed_columns, packed_rows, cache_block;
 MMKERN_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MMKERN_FN int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-enum class Into { set, add };
+// A place for sums: to[i * ld + j] = sum, or += sum.
+template <class T>
+struct Into {
+  T* to;
+  int64_t ld;
+  bool adds;
 
-// Scalar: for (i < rows) for (j < kVecs * W) for (k < depth) to[i][j] += x[i][k] * y[k][j];  or = with Into::set
-// x[i][k] lies at i * kRow + k * kDepth, y[k][j] at k * y_stride + j, to[i][j] at i * ld + j.
-template <class T, int kVecs, int kRow, int kDepth>
-MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t depth, Into into, T* to, int64_t ld) {
+  MMKERN_FN void operator()(int64_t i, int64_t j, Vec<T> sum) const {
+    T* const at = to + i * ld + j;
+    (adds ? sum + Vec<T>::load(at) : sum).store(at);
+  }
+};
+
+// Scalar: for (i < rows) for (j < kVecs * W) into(i0 + i, j0 + j, Σ_k x[i][k] * y[k][j]), k in [0, depth)
+// x[i][k] lies at i * kRow + k * kDepth, y[k][j] at k * y_stride + j.
+template <class T, int kVecs, int kRow, int kDepth, class Sink>
+MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t depth, int64_t i0, int64_t j0,
+                             const Sink& into) {
   constexpr int W = Vec<T>::size, rows = TileShape<T>::rows;
   Vec<T> acc[rows][kVecs];
 #pragma GCC unroll 16
@@ -91,24 +103,21 @@ MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t d
   }
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
-    for (int v = 0; v < kVecs; ++v) {
-      T* const at = to + i * ld + v * W;
-      (into == Into::set ? acc[i][v] : acc[i][v] + Vec<T>::load(at)).store(at);
-    }
+    for (int v = 0; v < kVecs; ++v) into(i0 + i, j0 + v * W, acc[i][v]);
 }
 
 // All columns of such tiles: `rows` and `cols` are rounded up to whole tiles and whole vectors. y(j) is column j of y.
-template <class T, int kRow, int kDepth, class Y>
-MMKERN_FN void register_tiles(const T* x, Y y, int64_t y_stride, int64_t rows, int64_t cols, int64_t depth, Into into,
-                              T* to, int64_t ld) {
+template <class T, int kRow, int kDepth, class Y, class Sink>
+MMKERN_FN void register_tiles(const T* x, Y y, int64_t y_stride, int64_t rows, int64_t cols, int64_t depth,
+                              const Sink& into) {
   constexpr int W = Vec<T>::size, R = TileShape<T>::rows;
   int64_t j = 0;
   for (; j + W < cols; j += 2 * W)
     for (int64_t i = 0; i < rows; i += R)
-      register_tile<T, 2, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, into, to + i * ld + j, ld);
+      register_tile<T, 2, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, i, j, into);
   if (j < cols)
     for (int64_t i = 0; i < rows; i += R)
-      register_tile<T, 1, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, into, to + i * ld + j, ld);
+      register_tile<T, 1, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, i, j, into);
 }
 
 // The transpose of a whole or partial block of m: v[c] holds lane r of rows [r0, r0 + W) at column c0 + c, 0 outside m.
@@ -200,7 +209,7 @@ __attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys
   for (int64_t k = 0; k < D; k += depth, xs += rows * Shape::depth)
     register_tiles<T, Shape::depth, 1>(
         xs, [&](int64_t j) { return ys + j * D + k * Shape::cols; }, Shape::cols, rows, cols, smaller(depth, D - k),
-        k == 0 ? Into::set : Into::add, block, Shape::block_cols);
+        Into<T>{block, Shape::block_cols, k != 0});
 }
 
 // Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of

@@ -1,0 +1,72 @@
+// The softmax of a row whose scores come block by block.
+#pragma once
+
+#include "attention.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace attention {
+
+// The largest score of a row so far, and the sum of the exponentials below it.
+template <class T>
+struct Softmax {
+  T top = minus_infinity<T>(), total = 0;
+
+  // Turns scores into gate·exp(s − top), in whole vectors; returns what earlier sums are to be multiplied by.
+  T weigh(T* s, int64_t n, T gate = T(1)) {
+    constexpr int W = Vec<T>::size;
+    const int64_t whole = blocks_of(n, 2 * W) * 2 * W;
+    for (int64_t j = n; j < whole; ++j) s[j] = minus_infinity<T>();
+    Vec<T, 2> largest(minus_infinity<T>());
+    for (int64_t j = 0; j < whole; j += 2 * W) largest = max(Vec<T, 2>::load(s + j), largest);
+    const T factor = raise(max_of(largest));
+    const Vec<T, 2> shift(this->shift());
+    Vec<T, 2> sums(T(0));
+    for (int64_t j = 0; j < whole; j += 2 * W) {
+      const Vec<T, 2> weights = exp_flushed(Vec<T, 2>::load(s + j) - shift);
+      (weights * Vec<T, 2>(gate)).store(s + j);
+      sums += weights;
+    }
+    total += sum(sums);
+    return factor;
+  }
+
+  // Takes the largest of some more scores; returns what earlier sums, the total among them, have been multiplied by.
+  T raise(T score) {
+    const T before = top;
+    top = score > top ? score : top;
+    const T factor = weight_of(before);
+    total *= factor;
+    return factor;
+  }
+  // What scores are lowered by: finite where no key is seen.
+  T shift() const { return top == minus_infinity<T>() ? T(0) : top; }
+
+  // What the sums of both are to be multiplied by.
+  struct Factors {
+    T here, other;
+  };
+  Factors merge(const Softmax& other) {
+    const T here = raise(other.top), there = weight_of(other.top);
+    total += other.total * there;
+    return {here, there};
+  }
+  T weight_of(T score) const {
+    if (score == top) return 1;
+    return score == minus_infinity<T>() ? T(0) : exp(Vec<T>(score - top))[0];
+  }
+  // What turns Σ weight·v into the result; 0 where no key is seen.
+  T inverse() const { return total == 0 ? T(0) : 1 / total; }
+};
+
+// Scalar: for (r < n) logs[r] = log Σ exp(s) of row r;  logs in whole vectors
+template <class T>
+void logs_of_sums(const Softmax<T>* rows, int64_t n, T* logs) {
+  for (int64_t r = 0; r < n; ++r) logs[r] = rows[r].total;
+  for (int64_t r = 0; r < n; r += Vec<T>::size) log(Vec<T>::load(logs + r)).store(logs + r);
+  for (int64_t r = 0; r < n; ++r) logs[r] += rows[r].top;
+}
+
+}  // namespace attention
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
