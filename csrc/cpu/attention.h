@@ -223,23 +223,27 @@ void for_each_kept(const Problem<T>& p, const Row& row, int64_t j0, int64_t n, F
 
 // ---- A block of rows and the keys that it meets ----
 
-// At most TileShape<T>::block_rows rows of a unit.
+// Enough rows that the keys, which every block reads again, come from the second cache at little cost.
+template <class T>
+constexpr int64_t kBlockRows = 8 * TileShape<T>::rows;
+
+// At most kBlockRows<T> rows of a unit.
 template <class T>
 struct RowBlock {
-  Row rows[TileShape<T>::block_rows];
-  KeyRange bands[TileShape<T>::block_rows];
+  Row rows[kBlockRows<T>];
+  KeyRange bands[kBlockRows<T>];
   KeyRange keys;  // that any of them sees
   int64_t count, padded;
 
   RowBlock(const Problem<T>& p, int64_t unit, int64_t first, int64_t n)
-      : keys{p.keys, 0}, count(n), padded(blocks_of(n, TileShape<T>::rows) * TileShape<T>::rows) {
+      : keys{p.keys, 0}, count(n), padded(blocks_of(n, TileShape<T>::row_step) * TileShape<T>::row_step) {
     for (int64_t r = 0; r < n; ++r) {
       rows[r] = r == 0 ? p.row(unit, first) : p.after(rows[r - 1]);
       bands[r] = p.band(rows[r]);
       if (!bands[r].is_empty()) keys.widen(bands[r]);
     }
   }
-  static int64_t blocks(int64_t rows) { return blocks_of(rows, TileShape<T>::block_rows); }
+  static int64_t blocks(int64_t rows) { return blocks_of(rows, kBlockRows<T>); }
 };
 
 // Elements of a block of rows of n columns, as pack_rows lays them out.
@@ -325,7 +329,7 @@ class HeadRows {
   // into(i, d, Σ x[i][j] row_j[d]) over `keys`; x as a tile of scores.
   template <class Sink>
   MMKERN_FN void multiply(const T* x, KeyRange keys, int64_t rows, int64_t width, const Sink& into) const {
-    register_tiles<T, TileShape<T>::block_cols, 1>(
+    register_tiles<T, TileShape<T>::block_stride, 1>(
         x, [&](int64_t d) { return data_ + d * keys_ + keys.first * kCols; }, kCols, rows, width,
         keys.last - keys.first, into);
   }

@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-#include "attention.h"
+#include "attention_few_keys.h"
+#include "attention_results.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -22,7 +23,8 @@ struct BackwardCall {
   const View &grad, &out, &grad_q, &grad_k, &grad_v;
   const T *const grad_lse, *const lse;
   const Broadcast grad_biases[Problem<T>::kBiases];
-  Scratch<T> differences;  // d, of all rows
+  const bool few_keys;     // then the scores of a row stay in registers, and d is found from them
+  Scratch<T> differences;  // else d, of all rows
 
   explicit BackwardCall(const Call& call)
       : p(call, kGrads),
@@ -34,7 +36,8 @@ struct BackwardCall {
         grad_lse(static_cast<const T*>(call[1].data)),
         lse(static_cast<const T*>(call[kOuts + 1].data)),
         grad_biases{Broadcast(call[kOuts + 5]), Broadcast(call[kOuts + 6])},
-        differences(p.batches * p.heads * p.queries) {}
+        few_keys(FewKeys<T>::suits(p, p.keys)),
+        differences(few_keys ? 1 : p.batches * p.heads * p.queries) {}
 
   // Summed as a register tile sums grad vᵀ: of a row that sees one key, both are the same number to the last bit, and
   // what is left of them is 0.
@@ -80,6 +83,7 @@ struct BackwardHead {
   const bool holes;
   const T *const key_columns, *const value_columns;
   const HeadRows<T> key_rows;
+  const FewKeys<T> few;
 
   // Of the keys in `range`.
   BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
@@ -87,7 +91,8 @@ struct BackwardHead {
         holes(p.has_holes(unit / p.groups, keys)),
         key_columns(pack(p, p.k, unit, threads, packed_columns)),
         value_columns(pack(p, p.v, unit, threads, attention::value_columns)),
-        key_rows(p.k, unit / p.groups, unit % p.groups, keys, threads, attention::key_rows) {}
+        key_rows(p.k, unit / p.groups, unit % p.groups, keys, threads, attention::key_rows),
+        few(p, unit / p.groups, FewKeys<T>::suits(p, p.keys) ? keys : KeyRange{0, 0}) {}
 
  private:
   const T* pack(const Problem<T>& p, const View& view, int64_t unit, int threads, ThreadBuffer& buffer) {
@@ -103,17 +108,46 @@ struct Wanted {
   bool queries, keys, biases[2];
 };
 
-// to[i][j] (+)= x^T y for y in rows as pack_block leaves them: chunk after chunk of its columns.
+// to[i][j] += Σ_r x[r][i] y[r][j], x a tile of scores.
 template <class T>
-MMKERN_FN void add_transposed_product(const T* x, const T* y, int64_t padded_rows, int64_t rows, int64_t keys,
-                                      int64_t cols, T* to, int64_t ld) {
-  using Shape = TileShape<T>;
-  const int64_t depth = depth_of<T>(cols);
-  for (int64_t k = 0; k < cols; k += depth, y += padded_rows * Shape::depth)
-    register_tiles<T, 1, Shape::block_cols>(
-        x, [&](int64_t j) { return y + j; }, Shape::depth, keys, smaller(depth, cols - k), rows,
-        Into<T>{to + k, ld, true});
+MMKERN_FN void transposed_product(const T* x, const T* y, int64_t stride, int64_t rows, int64_t keys, int64_t cols,
+                                  T* to, int64_t ld) {
+  register_tiles<T, 1, TileShape<T>::block_stride>(
+      x, [&](int64_t j) { return y + j; }, stride, keys, cols, rows, Into<T>{to, ld, true});
 }
+// The same for y as pack_block leaves it: chunk after chunk of its columns.
+template <class T>
+MMKERN_FN void transposed_product_of_packed(const T* x, const T* y, const RowBlock<T>& block, int64_t keys,
+                                            int64_t cols, T* to, int64_t ld) {
+  constexpr int64_t kStride = TileShape<T>::depth;
+  const int64_t depth = depth_of<T>(cols);
+  for (int64_t k = 0; k < cols; k += depth, y += block.padded * kStride)
+    transposed_product(x, y, kStride, block.count, keys, smaller(depth, cols - k), to + k, ld);
+}
+
+// The rows of `from` that a block is about, a stride apart: as they lie where that is one after another, else packed.
+template <class T>
+struct RowsOfBlock {
+  const T* data;
+  int64_t stride;
+  const T* rows[kBlockRows<T>];
+
+  RowsOfBlock(const RowBlock<T>& block, const View& from, ThreadBuffer& buffer) {
+    const auto at = [&](const Row& row) { return Problem<T>::at(from, row.batch, row.head, row.query); };
+    const int64_t width = from.sizes[3];
+    const bool dense = from.strides[2] == width && width % Vec<T>::size == 0;
+    if (dense && block.rows[0].head == block.rows[block.count - 1].head && at(block.rows[0]).as_they_are()) {
+      data = at(block.rows[0]).as_they_are();
+      stride = width;
+    } else {
+      T* const packed = buffer.reserve<T>(packed_size<T>(block.padded, width));
+      pack_block<T>(block, width, T(1), packed, at);
+      data = packed;
+      stride = TileShape<T>::depth;
+    }
+    for (int64_t r = 0; r < block.count; ++r) rows[r] = data + r * stride;
+  }
+};
 
 template <class T>
 int64_t whole_vectors(int64_t n) {
@@ -124,7 +158,7 @@ int64_t whole_vectors(int64_t n) {
 template <class T>
 class Sweep {
   using Shape = TileShape<T>;
-  static constexpr int64_t ld = Shape::block_cols;
+  static constexpr int64_t ld = Shape::block_stride;
 
  public:
   Sweep(const BackwardCall<T>& call, const BackwardHead<T>& head, int64_t unit, Wanted wanted)
@@ -137,27 +171,29 @@ class Sweep {
         value_width_(whole_vectors<T>(p_.value_width)) {}
 
   void run(int64_t first_row, int64_t last_row, KeyRange range) {
-    const int64_t rows = last_row - first_row;
-    T* const queries = wanted_.queries ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
     const KeyBlocks<T> blocks(range.within(head_.keys));
+    const bool at_once = blocks.count() <= 1;  // a row's gradient is complete with the first block of keys
+    const int64_t rows = last_row - first_row;
+    T* const queries = wanted_.queries && !at_once ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
     for (int64_t b = 0; b < blocks.count(); ++b) {
       const KeyRange keys = blocks[b];
       const int64_t padded_keys = blocks_of(keys.last - keys.first, Shape::rows) * Shape::rows;
       T* const k = wanted_.keys ? zeros(key_sums, padded_keys * width_) : nullptr;
       T* const v = wanted_.keys ? zeros(value_sums, padded_keys * value_width_) : nullptr;
-      for (int64_t r = first_row; r < last_row; r += Shape::block_rows) {
-        const RowBlock<T> block(p_, unit_, r, smaller(Shape::block_rows, last_row - r));
-        if (!block.keys.within(keys).is_empty()) step(block, keys, queries + (r - first_row) * width_, k, v);
+      for (int64_t r = first_row; r < last_row; r += kBlockRows<T>) {
+        const RowBlock<T> block(p_, unit_, r, smaller(kBlockRows<T>, last_row - r));
+        if (!block.keys.within(keys).is_empty())
+          step(block, keys, at_once ? nullptr : queries + (r - first_row) * width_, k, v);
+        else if (at_once)
+          write_queries(block, nullptr);
       }
       if (wanted_.keys) write_keys(keys.first, keys, k, v);
     }
     if (wanted_.keys) write_unseen(range, blocks);
-    if (!wanted_.queries || rows == 0) return;
-    Row row = p_.row(unit_, first_row);
-    for (int64_t r = 0; r < rows; ++r, row = p_.after(row)) {
-      multiply(queries + r * width_, width_, p_.scale);
-      p_.at(call_.grad_q, row.batch, row.head, row.query).write(p_.width, queries + r * width_);
-    }
+    if (at_once && blocks.count()) return;
+    for (int64_t r = first_row; r < last_row; r += kBlockRows<T>)
+      write_queries(RowBlock<T>(p_, unit_, r, smaller(kBlockRows<T>, last_row - r)),
+                    queries ? queries + (r - first_row) * width_ : nullptr);
   }
 
  private:
@@ -167,24 +203,94 @@ class Sweep {
     return data;
   }
 
+  // `queries` is null where the gradients of the rows are complete with this block of keys.
   void step(const RowBlock<T>& block, KeyRange keys, T* queries, T* k, T* v) {
     const int64_t n = keys.last - keys.first;
-    T* const xs = packed_rows.reserve<T>(packed_size<T>(block.padded, p_.width));
-    T* const gs = packed_grads.reserve<T>(packed_size<T>(block.padded, p_.value_width));
-    T* const weights = cache_block.reserve<T>(Shape::block_rows * ld + Shape::rows);
-    T* const slopes = grad_tile.reserve<T>(Shape::block_rows * ld + Shape::rows);
-    pack_block<T>(block, p_.width, p_.scale, xs, [&](const Row& row) { return p_.query(row); });
-    pack_block<T>(block, p_.value_width, T(1), gs,
-                  [&](const Row& row) { return p_.at(call_.grad, row.batch, row.head, row.query); });
-    fill_block(xs, block.padded, head_.key_columns + keys.first * p_.width, n, p_.width, weights);
-    fill_block(gs, block.padded, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes);
-    for (int64_t r = 0; r < block.count; ++r) differentiate(block, r, keys, weights + r * ld, slopes + r * ld);
-    if (k) {
-      add_transposed_product(weights, gs, block.padded, block.count, n, p_.value_width, v, value_width_);
-      add_transposed_product(slopes, xs, block.padded, block.count, n, p_.width, k, width_);
+    T* const weights = cache_block.reserve<T>((kBlockRows<T> + kMostRows) * ld);
+    T* const slopes = grad_tile.reserve<T>((kBlockRows<T> + kMostRows) * ld);
+    if (head_.few) {
+      const RowsOfBlock<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
+      differentiate_few(block, xs, gs, weights, slopes);
+      if (k) {
+        transposed_product(weights, gs.data, gs.stride, block.count, n, p_.value_width, v, value_width_);
+        transposed_product(slopes, xs.data, xs.stride, block.count, n, p_.width, k, width_);
+      }
+    } else {
+      T* const xs = packed_rows.reserve<T>(packed_size<T>(block.padded, p_.width));
+      T* const gs = packed_grads.reserve<T>(packed_size<T>(block.padded, p_.value_width));
+      pack_block<T>(block, p_.width, p_.scale, xs, [&](const Row& row) { return p_.query(row); });
+      pack_block<T>(block, p_.value_width, T(1), gs,
+                    [&](const Row& row) { return p_.at(call_.grad, row.batch, row.head, row.query); });
+      fill_block(xs, block.padded, head_.key_columns + keys.first * p_.width, n, p_.width, weights);
+      fill_block(gs, block.padded, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes);
+      for (int64_t r = 0; r < block.count; ++r) differentiate(block, r, keys, weights + r * ld, slopes + r * ld);
+      if (k) {
+        transposed_product_of_packed(weights, gs, block, n, p_.value_width, v, value_width_);
+        transposed_product_of_packed(slopes, xs, block, n, p_.width, k, width_);
+      }
     }
-    if (wanted_.queries) head_.key_rows.multiply(slopes, keys, block.padded, p_.width, Into<T>{queries, width_, true});
+    if (!wanted_.queries) return;
+    if (queries) return head_.key_rows.multiply(slopes, keys, block.padded, p_.width, Into<T>{queries, width_, true});
+    const Results<T> results(block, call_.grad_q, p_.width);
+    const Vec<T> scale(head_.few ? T(1) : p_.scale);
+    head_.key_rows.multiply(slopes, keys, block.padded, p_.width,
+                            [&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
+                              if (r < block.count) results.put(r, d, scale, sum, false);
+                            });
+    results.write();
   }
+
+  // Gradients of queries from their sums, of none where that is null.
+  void write_queries(const RowBlock<T>& block, const T* sums) const {
+    if (!wanted_.queries) return;
+    const Results<T> results(block, call_.grad_q, p_.width);
+    for (int64_t r = 0; r < block.count; ++r)
+      for (int64_t d = 0; d < width_; d += Vec<T>::size)
+        results.put(r, d, Vec<T>(p_.scale), sums ? Vec<T>::load(sums + r * width_ + d) : Vec<T>(T(0)), false);
+    results.write();
+  }
+
+  // The same of all rows, with the scale in the gradients of scores: rows of q and grad as they are packed. There
+  // d = Σ weight·(grad vᵀ) − grad_lse.
+  void differentiate_few(const RowBlock<T>& block, const RowsOfBlock<T>& xs, const RowsOfBlock<T>& gs, T* weights,
+                         T* slopes) {
+    constexpr int64_t kRows = kBlockRows<T> + kMostRows;
+    T shifts[kRows] = {}, grad_lses[kRows] = {};
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t index = p_.index(block.rows[r]);
+      shifts[r] = shift_of(call_.lse[index]);
+      grad_lses[r] = call_.grad_lse[index];
+    }
+    const auto multiply = [&](const T* const* rows, const T* columns, int64_t width, auto f) {
+      head_.few.for_each_row(rows, block.count, columns, width,
+                             [&](int64_t r0, int, auto& s) __attribute__((always_inline)) {
+                               constexpr int R = sizeof(s) / sizeof(s[0]);
+#pragma GCC unroll 16
+                               for (int i = 0; i < R; ++i) f(r0 + i, s[i]);
+                             });
+    };
+    multiply(xs.rows, head_.key_columns, p_.width, [&](int64_t r, auto& s) __attribute__((always_inline)) {
+      constexpr int kVecs = sizeof(s) / sizeof(s[0]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v)
+        exp_flushed(fma(s[v], Vec<T>(p_.scale), head_.few.hidden(v)) - Vec<T>(shifts[r]))
+            .store(weights + r * ld + v * Vec<T>::size);
+    });
+    multiply(gs.rows, head_.value_columns, p_.value_width, [&](int64_t r, auto& s) __attribute__((always_inline)) {
+      constexpr int kVecs = sizeof(s) / sizeof(s[0]);
+      Vec<T> products(T(0));
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) products = fma(s[v], Vec<T>::load(weights + r * ld + v * Vec<T>::size), products);
+      const Vec<T> difference(sum(products) - grad_lses[r]), scale(p_.scale);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v)
+        (scale * Vec<T>::load(weights + r * ld + v * Vec<T>::size) * (s[v] - difference))
+            .store(slopes + r * ld + v * Vec<T>::size);
+    });
+  }
+
+  // A row that sees no key has weights 0.
+  static T shift_of(T lse) { return lse == minus_infinity<T>() ? -lse : lse; }
 
   // Of one row: scores become weights (those that dropout kept), and gradients of weights those of scores.
   void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T* s, T* slope) {
@@ -200,9 +306,7 @@ class Sweep {
     }
     const KeyRange band = block.bands[r].within(head_.keys);
     transform_scores(p_, row, band, head_.holes, keys.first, n, s);
-    // A row that sees no key has weights 0.
-    const T lse = call_.lse[index];
-    const Vec<T> shift(lse == minus_infinity<T>() ? -lse : lse), difference(call_.differences.data[index]);
+    const Vec<T> shift(shift_of(call_.lse[index])), difference(call_.differences.data[index]);
     if (!p_.drops()) {
       for_each_vec<T>(n, [&](auto at) {
         const Vec<T> weight = exp_flushed(at.load(s) - shift);
@@ -281,10 +385,10 @@ template <class T>
 void backward(const Call& tensors) {
   const BackwardCall<T> call(tensors);
   const Problem<T>& p = call.p;
-  const int64_t rows = p.rows_per_group(), size = TileShape<T>::block_rows;
+  const int64_t rows = p.rows_per_group(), size = kBlockRows<T>;
   const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size,
                         tensors.threads);
-  call.find_differences(tensors.threads);
+  if (!call.few_keys) call.find_differences(tensors.threads);
   Wanted wanted{bool(call.grad_q), call.grad_k || call.grad_v, {}};
   bool shared[Problem<T>::kBiases] = {};
   for (int i = 0; i < Problem<T>::kBiases; ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_few_keys.h"
+#include "attention_results.h"
 #include "attention_sources.h"
 
 namespace mmkern {
@@ -32,13 +33,13 @@ struct Head {
   }
 };
 
-inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources], results_block;
+inline thread_local ThreadBuffer head_columns[kMaxSources], head_values[kMaxSources];
 
 // A block of queries as products read them.
 template <class T>
 struct Queries {
   const T* packed = nullptr;  // times the scale; null where no product needs it
-  const T* rows[TileShape<T>::block_rows];
+  const T* rows[kBlockRows<T>];
   T scale = 1;  // what the scores of `rows` are yet to be multiplied by
   int64_t width;
 
@@ -55,55 +56,13 @@ struct Queries {
   }
 };
 
-// The results of a block of rows: where they stay, or in a buffer while those are of a shorter type.
-template <class T>
-class Results {
- public:
-  Results(const Problem<T>& p, const RowBlock<T>& block, const View& out)
-      : block_(block), out_(out), width_(p.value_width) {
-    T* const buffer = results_block.reserve<T>(TileShape<T>::block_rows * width_ + 1);
-    for (int64_t r = 0; r < block.count; ++r) {
-      T* const own = at(r).as_they_are();
-      rows_[r] = own ? own : buffer + r * width_;
-    }
-  }
-
-  // Row r, lanes from d on: factor·sum, added to what is there if `adds`.
-  MMKERN_FN void put(int64_t r, int64_t d, Vec<T> factor, Vec<T> sum, bool adds) const {
-    T* const to = rows_[r] + d;
-    if (d + Vec<T>::size <= width_)
-      (adds ? fma(factor, sum, Vec<T>::load(to)) : factor * sum).store(to);
-    else
-      (adds ? fma(factor, sum, Vec<T>::load(to, int(width_ - d))) : factor * sum).store(to, int(width_ - d));
-  }
-  void write() const {
-    for (int64_t r = 0; r < block_.count; ++r)
-      if (!at(r).as_they_are()) at(r).write(width_, rows_[r]);
-  }
-  // A tile of results is about to be put.
-  MMKERN_FN void prefetch(int64_t r) const {
-    for (int64_t d = 0; d < width_; d += 64 / sizeof(T)) __builtin_prefetch(rows_[r] + d, 1);
-  }
-
- private:
-  Stored<T> at(int64_t r) const {
-    const Row& row = block_.rows[r];
-    return Problem<T>::at(out_, row.batch, row.head, row.query);
-  }
-
-  const RowBlock<T>& block_;
-  const View& out_;
-  const int64_t width_;
-  T* rows_[TileShape<T>::block_rows];
-};
-
 // A block of rows on its way along the keys: a softmax each, and Σ weight·v in rows of `cols` columns.
 template <class T>
 class Walk {
  public:
   explicit Walk(int64_t value_width)
       : cols_(blocks_of(value_width, Vec<T>::size) * Vec<T>::size),
-        sums_(sums_block.reserve<T>(TileShape<T>::block_rows * cols_ + 1)) {}
+        sums_(sums_block.reserve<T>(kBlockRows<T> * cols_ + 1)) {}
 
   // Anew, along other keys.
   void begin() {
@@ -145,7 +104,7 @@ class Walk {
 
  private:
   // Rows in registers reach beyond the last one of a block.
-  static constexpr int64_t kLd = TileShape<T>::block_cols, kRows = TileShape<T>::block_rows + kMostRows;
+  static constexpr int64_t kLd = TileShape<T>::block_stride, kRows = kBlockRows<T> + kMostRows;
 
   // Weights of the rows with some keys, in the place of their scores; f(r) after row r.
   template <class F>
@@ -205,7 +164,7 @@ class Walk {
   // f(put), where put(r, d, sum) takes the last sums of row r.
   template <class F>
   void results_of(int64_t rows, const Results<T>& results, bool adds, F f) {
-    T factors[TileShape<T>::block_rows];
+    T factors[kBlockRows<T>];
     for (int64_t r = 0; r < rows; ++r) factors[r] = softmax_[r].inverse();
     const T* const before = began_ ? sums_ : nullptr;
     f([&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
@@ -224,7 +183,7 @@ class Walk {
 template <class T>
 void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int64_t unit, int64_t first, int64_t n,
                    const View& out, T* lse) {
-  constexpr int64_t kRows = TileShape<T>::block_rows;
+  constexpr int64_t kRows = kBlockRows<T>;
   OfEach<RowBlock<T>> blocks;
   for (int i = 0; i < sources.count(); ++i) {
     const auto place = sources.place(i, unit);
@@ -234,7 +193,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
   for (int i = 0; i < sources.count(); ++i) by_rows = by_rows && heads[i].few;
   const Problem<T>& p = sources.first();
   const Queries<T> queries(p, blocks[0], by_rows);
-  const Results<T> results(p, blocks[0], out);
+  const Results<T> results(blocks[0], out, p.value_width);
   T gates[kRows + kMostRows] = {};
   Walk<T> all(p.value_width);
   for (int i = 0; i < sources.count(); ++i) {
@@ -252,7 +211,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
 
 template <class T>
 void forward_blocks(const Sources<T>& sources, const View& out, T* lse, int threads) {
-  const int64_t rows = sources.rows(), blocks = RowBlock<T>::blocks(rows), size = TileShape<T>::block_rows;
+  const int64_t rows = sources.rows(), blocks = RowBlock<T>::blocks(rows), size = kBlockRows<T>;
   const Sharing sharing(sources.units(), sources.work(), threads);
   parallel_blocks(sources.units(), sharing.units, [&](int64_t unit) {
     OfEach<Head<T>> heads;

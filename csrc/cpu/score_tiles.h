@@ -31,11 +31,14 @@ struct TileShape {
 #else
   static constexpr int rows = 6;  // 12 of 16 registers hold sums
 #endif
+  static constexpr int row_step = rows / 3;  // the last tile has a multiple of these
   static constexpr int cols = 2 * Vec<T>::size;
   static constexpr int depth = 192;
   // A cache block. Few rows, so that short inputs still make a block for every thread.
   static constexpr int block_rows = 48;
   static constexpr int block_cols = 256;
+  // Of its rows in memory, in an odd number of cache lines: a column of the block then lies in all sets of a cache.
+  static constexpr int block_stride = block_cols + 64 / int(sizeof(T));
   static constexpr int64_t panel_bytes = int64_t(1) << 19;  // of packed Y, at least block_cols columns
 };
 
@@ -84,10 +87,10 @@ struct Into {
 
 // Scalar: for (i < rows) for (j < kVecs * W) into(i0 + i, j0 + j, Σ_k x[i][k] * y[k][j]), k in [0, depth)
 // x[i][k] lies at i * kRow + k * kDepth, y[k][j] at k * y_stride + j.
-template <class T, int kVecs, int kRow, int kDepth, class Sink>
+template <class T, int rows, int kVecs, int kRow, int kDepth, class Sink>
 MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t depth, int64_t i0, int64_t j0,
                              const Sink& into) {
-  constexpr int W = Vec<T>::size, rows = TileShape<T>::rows;
+  constexpr int W = Vec<T>::size;
   Vec<T> acc[rows][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
@@ -106,18 +109,28 @@ MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t d
     for (int v = 0; v < kVecs; ++v) into(i0 + i, j0 + v * W, acc[i][v]);
 }
 
-// All columns of such tiles: `rows` and `cols` are rounded up to whole tiles and whole vectors. y(j) is column j of y.
+// Such tiles from column j on, one below the other.
+template <class T, int kVecs, int kRow, int kDepth, class Sink>
+MMKERN_FN void column_of_tiles(const T* x, const T* y, int64_t y_stride, int64_t rows, int64_t depth, int64_t j,
+                               const Sink& into) {
+  constexpr int R = TileShape<T>::rows, kStep = TileShape<T>::row_step;
+  int64_t i = 0;
+  for (; i + R - kStep < rows; i += R)
+    register_tile<T, R, kVecs, kRow, kDepth>(x + i * kRow, y, y_stride, depth, i, j, into);
+  if (i + kStep < rows)
+    register_tile<T, 2 * kStep, kVecs, kRow, kDepth>(x + i * kRow, y, y_stride, depth, i, j, into);
+  else if (i < rows)
+    register_tile<T, kStep, kVecs, kRow, kDepth>(x + i * kRow, y, y_stride, depth, i, j, into);
+}
+
+// All columns of such tiles: `rows` is rounded up to a whole row_step, `cols` to whole vectors. y(j) is column j of y.
 template <class T, int kRow, int kDepth, class Y, class Sink>
 MMKERN_FN void register_tiles(const T* x, Y y, int64_t y_stride, int64_t rows, int64_t cols, int64_t depth,
                               const Sink& into) {
-  constexpr int W = Vec<T>::size, R = TileShape<T>::rows;
+  constexpr int W = Vec<T>::size;
   int64_t j = 0;
-  for (; j + W < cols; j += 2 * W)
-    for (int64_t i = 0; i < rows; i += R)
-      register_tile<T, 2, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, i, j, into);
-  if (j < cols)
-    for (int64_t i = 0; i < rows; i += R)
-      register_tile<T, 1, kRow, kDepth>(x + i * kRow, y(j), y_stride, depth, i, j, into);
+  for (; j + W < cols; j += 2 * W) column_of_tiles<T, 2, kRow, kDepth>(x, y(j), y_stride, rows, depth, j, into);
+  if (j < cols) column_of_tiles<T, 1, kRow, kDepth>(x, y(j), y_stride, rows, depth, j, into);
 }
 
 // The transpose of a whole or partial block of m: v[c] holds lane r of rows [r0, r0 + W) at column c0 + c, 0 outside m.
@@ -205,11 +218,11 @@ template <class T>
 __attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys, int64_t cols, int64_t D, T* block) {
   using Shape = TileShape<T>;
   const int64_t depth = depth_of<T>(D);
-  for (int64_t i = 0; D == 0 && i < rows * Shape::block_cols; ++i) block[i] = 0;
+  for (int64_t i = 0; D == 0 && i < rows * Shape::block_stride; ++i) block[i] = 0;
   for (int64_t k = 0; k < D; k += depth, xs += rows * Shape::depth)
     register_tiles<T, Shape::depth, 1>(
         xs, [&](int64_t j) { return ys + j * D + k * Shape::cols; }, Shape::cols, rows, cols, smaller(depth, D - k),
-        Into<T>{block, Shape::block_cols, k != 0});
+        Into<T>{block, Shape::block_stride, k != 0});
 }
 
 // Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of
@@ -242,14 +255,14 @@ inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
     });
     parallel_blocks(blocks_of(x.rows, Shape::block_rows), threads, [&](int64_t b) {
       const int64_t i0 = b * Shape::block_rows, rows = smaller(Shape::block_rows, x.rows - i0);
-      const int64_t padded_rows = blocks_of(rows, Shape::rows) * Shape::rows;
+      const int64_t padded_rows = blocks_of(rows, Shape::row_step) * Shape::row_step;
       T* const xs = packed_rows.reserve<T>(padded_rows * blocks_of(D, Shape::depth) * Shape::depth);
-      T* const block = cache_block.reserve<T>(Shape::block_rows * Shape::block_cols);
+      T* const block = cache_block.reserve<T>(Shape::block_rows * Shape::block_stride);
       pack_rows(x, i0, padded_rows, xs);
       for (int64_t j = 0; j < cols; j += Shape::block_cols) {
         const int64_t width = smaller(Shape::block_cols, cols - j);
         fill_block(xs, padded_rows, ys + j * D, width, D, block);
-        epilogue(i0, panel + j, int(rows), int(width), block, int64_t(Shape::block_cols));
+        epilogue(i0, panel + j, int(rows), int(width), block, int64_t(Shape::block_stride));
       }
       store_fence();
     });
