@@ -250,8 +250,8 @@ class Sweep {
     results.write();
   }
 
-  // The same of all rows, with the scale in the gradients of scores: rows of q and grad as they are packed. There
-  // d = Σ weight·(grad vᵀ) − grad_lse.
+  // The same of all rows, with the scale in the gradients of scores. Here Σ grad·out is the mean of grad vᵀ by the
+  // weights, whose sum is 1 but for what rounding left in the log-sum.
   void differentiate_few(const RowBlock<T>& block, const RowsOfBlock<T>& xs, const RowsOfBlock<T>& gs, T* weights,
                          T* slopes) {
     constexpr int64_t kRows = kBlockRows<T> + kMostRows;
@@ -278,10 +278,15 @@ class Sweep {
     });
     multiply(gs.rows, head_.value_columns, p_.value_width, [&](int64_t r, auto& s) __attribute__((always_inline)) {
       constexpr int kVecs = sizeof(s) / sizeof(s[0]);
-      Vec<T> products(T(0));
+      Vec<T> products(T(0)), totals(T(0));
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) products = fma(s[v], Vec<T>::load(weights + r * ld + v * Vec<T>::size), products);
-      const Vec<T> difference(sum(products) - grad_lses[r]), scale(p_.scale);
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec<T> weight = Vec<T>::load(weights + r * ld + v * Vec<T>::size);
+        products = fma(s[v], weight, products);
+        totals += weight;
+      }
+      const T total = sum(totals);
+      const Vec<T> difference((total == 0 ? T(0) : sum(products) / total) - grad_lses[r]), scale(p_.scale);
 #pragma GCC unroll 16
       for (int v = 0; v < kVecs; ++v)
         (scale * Vec<T>::load(weights + r * ld + v * Vec<T>::size) * (s[v] - difference))

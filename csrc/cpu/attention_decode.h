@@ -43,32 +43,32 @@ MMKERN_FN void dot_keys(const T* q, const S* k, int64_t stride, int64_t width, T
   sum_of_each(sums).store(scores);
 }
 
-// Scalar: for (j < n) for (d < kVecs * W) sums[d] += weights[j] * v[j][d]
-template <class T, int kVecs, class S>
-MMKERN_FN void add_values(const T* weights, const S* v, int64_t stride, int64_t n, T* sums) {
-  constexpr int W = Vec<T>::size;
-  Vec<T> acc[kVecs];
-#pragma GCC unroll 16
-  for (int d = 0; d < kVecs; ++d) acc[d] = Vec<T>::load(sums + d * W);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t j = in_two_streams(i, n);
-    const Vec<T> weight(weights[j]);
-    prefetch_rows(v + (j + kRowsAhead) * stride, stride, 1, kVecs * W);
-#pragma GCC unroll 16
-    for (int d = 0; d < kVecs; ++d) acc[d] = fma(weight, Vec<T>::load(v + j * stride + d * W), acc[d]);
-  }
-#pragma GCC unroll 16
-  for (int d = 0; d < kVecs; ++d) acc[d].store(sums + d * W);
-}
-
+// Scalar: for (j < n) for (d < width) sums[d] += weights[j] * v[j][d]
 template <class T, class S>
 void add_values(const T* weights, const S* v, int64_t stride, int64_t n, int64_t width, T* sums) {
-  constexpr int W = Vec<T>::size;
-  int64_t d = 0;
-  for (; d + 8 * W <= width; d += 8 * W) add_values<T, 8>(weights, v + d, stride, n, sums + d);
-  for (; d + W <= width; d += W) add_values<T, 1>(weights, v + d, stride, n, sums + d);
-  for (int64_t j = 0; d < width && j < n; ++j)
-    for (int64_t i = d; i < width; ++i) sums[i] += weights[j] * T(element(v + j * stride, i));
+  constexpr int W = Vec<T>::size, kMost = 8;
+  for (int64_t d = 0; d < width; d += kMost * W, v += kMost * W, sums += kMost * W) {
+    const int64_t cols = smaller(kMost * W, width - d);
+    with_count<kMost>(int(blocks_of(cols, W)), [&](auto count) __attribute__((always_inline)) {
+      constexpr int kVecs = decltype(count)::value;
+      const int last = int(cols - (kVecs - 1) * W);  // lanes
+      const auto load = [=](const auto* row, int i) __attribute__((always_inline)) {
+        return i + 1 < kVecs || last == W ? Vec<T>::load(row + i * W) : Vec<T>::load(row + i * W, last);
+      };
+      Vec<T> acc[kVecs];
+#pragma GCC unroll 16
+      for (int i = 0; i < kVecs; ++i) acc[i] = load(sums, i);
+      for (int64_t turn = 0; turn < n; ++turn) {
+        const int64_t j = in_two_streams(turn, n);
+        const Vec<T> weight(weights[j]);
+        prefetch_rows(v + (j + kRowsAhead) * stride, stride, 1, kVecs * W);
+#pragma GCC unroll 16
+        for (int i = 0; i < kVecs; ++i) acc[i] = fma(weight, load(v + j * stride, i), acc[i]);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kVecs; ++i) acc[i].store(sums + i * W, i + 1 < kVecs ? W : last);
+    });
+  }
 }
 
 // What a piece of the keys leaves of `rows` rows of a unit: the softmax so far, and Σ weight·v.
