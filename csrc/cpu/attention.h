@@ -272,7 +272,7 @@ void pack_block(const RowBlock<T>& block, int64_t cols, T factor, T* packed, F r
   }
 }
 
-// Keys in blocks of at most block_cols, of about one size, which begin at whole slivers.
+// Keys in one block, or in blocks of at most block_cols, of about one size, which begin at whole slivers.
 template <class T>
 struct KeyBlocks {
   int64_t first, last, size;
@@ -280,7 +280,8 @@ struct KeyBlocks {
   explicit KeyBlocks(KeyRange range)
       : first(range.first / TileShape<T>::cols * TileShape<T>::cols), last(range.last), size(0) {
     if (range.is_empty()) return;
-    const int64_t n = last - first, blocks = blocks_of(n, TileShape<T>::block_cols);
+    const int64_t n = last - first;
+    const int64_t blocks = n <= TileShape<T>::block_stride ? 1 : blocks_of(n, TileShape<T>::block_cols);
     size = blocks_of(blocks_of(n, blocks), TileShape<T>::cols) * TileShape<T>::cols;
   }
   int64_t count() const { return size ? blocks_of(last - first, size) : 0; }

@@ -206,8 +206,8 @@ class Sweep {
   // `queries` is null where the gradients of the rows are complete with this block of keys.
   void step(const RowBlock<T>& block, KeyRange keys, T* queries, T* k, T* v) {
     const int64_t n = keys.last - keys.first;
-    T* const weights = cache_block.reserve<T>((kBlockRows<T> + kMostRows) * ld);
-    T* const slopes = grad_tile.reserve<T>((kBlockRows<T> + kMostRows) * ld);
+    T* const weights = cache_block.reserve<T>((kBlockRows<T> + FewKeys<T>::kRows) * ld);
+    T* const slopes = grad_tile.reserve<T>((kBlockRows<T> + FewKeys<T>::kRows) * ld);
     if (head_.few) {
       const RowsOfBlock<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
       differentiate_few(block, xs, gs, weights, slopes);
@@ -254,44 +254,52 @@ class Sweep {
   // weights, whose sum is 1 but for what rounding left in the log-sum.
   void differentiate_few(const RowBlock<T>& block, const RowsOfBlock<T>& xs, const RowsOfBlock<T>& gs, T* weights,
                          T* slopes) {
-    constexpr int64_t kRows = kBlockRows<T> + kMostRows;
+    constexpr int64_t kRows = kBlockRows<T> + FewKeys<T>::kRows;
     T shifts[kRows] = {}, grad_lses[kRows] = {};
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t index = p_.index(block.rows[r]);
       shifts[r] = shift_of(call_.lse[index]);
       grad_lses[r] = call_.grad_lse[index];
     }
-    const auto multiply = [&](const T* const* rows, const T* columns, int64_t width, auto f) {
-      head_.few.for_each_row(rows, block.count, columns, width,
-                             [&](int64_t r0, int, auto& s) __attribute__((always_inline)) {
-                               constexpr int R = sizeof(s) / sizeof(s[0]);
+    constexpr int W = Vec<T>::size, R = FewKeys<T>::kRows;
+    const FewKeys<T>& few = head_.few;
+    const Vec<T> scale(p_.scale);
+    const auto weigh = [&](int64_t r0, int64_t) {
+      T* const w = weights + r0 * ld;
+      for (int v = 0; v < few.vectors(); ++v)
 #pragma GCC unroll 16
-                               for (int i = 0; i < R; ++i) f(r0 + i, s[i]);
-                             });
+        for (int i = 0; i < R; ++i) {
+          const Vec<T> score = fma(Vec<T>::load(w + i * ld + v * W), scale, few.hidden(v));
+          exp_flushed(score - Vec<T>(shifts[r0 + i])).store(w + i * ld + v * W);
+        }
     };
-    multiply(xs.rows, head_.key_columns, p_.width, [&](int64_t r, auto& s) __attribute__((always_inline)) {
-      constexpr int kVecs = sizeof(s) / sizeof(s[0]);
+    few.for_each_rows(xs.rows, block.count, head_.key_columns, p_.width, weights, weigh);
+    const auto find_slopes = [&](int64_t r0, int64_t) {
+      const T* const w = weights + r0 * ld;
+      T* const s = slopes + r0 * ld;
+      Vec<T> products[R], totals[R], differences[R];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v)
-        exp_flushed(fma(s[v], Vec<T>(p_.scale), head_.few.hidden(v)) - Vec<T>(shifts[r]))
-            .store(weights + r * ld + v * Vec<T>::size);
-    });
-    multiply(gs.rows, head_.value_columns, p_.value_width, [&](int64_t r, auto& s) __attribute__((always_inline)) {
-      constexpr int kVecs = sizeof(s) / sizeof(s[0]);
-      Vec<T> products(T(0)), totals(T(0));
+      for (int i = 0; i < R; ++i) products[i] = totals[i] = Vec<T>(T(0));
+      for (int v = 0; v < few.vectors(); ++v)
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) {
-        const Vec<T> weight = Vec<T>::load(weights + r * ld + v * Vec<T>::size);
-        products = fma(s[v], weight, products);
-        totals += weight;
+        for (int i = 0; i < R; ++i) {
+          const Vec<T> weight = Vec<T>::load(w + i * ld + v * W);
+          products[i] = fma(Vec<T>::load(s + i * ld + v * W), weight, products[i]);
+          totals[i] += weight;
+        }
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const T total = sum(totals[i]);
+        differences[i] = Vec<T>((total == 0 ? T(0) : sum(products[i]) / total) - grad_lses[r0 + i]);
       }
-      const T total = sum(totals);
-      const Vec<T> difference((total == 0 ? T(0) : sum(products) / total) - grad_lses[r]), scale(p_.scale);
+      for (int v = 0; v < few.vectors(); ++v)
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v)
-        (scale * Vec<T>::load(weights + r * ld + v * Vec<T>::size) * (s[v] - difference))
-            .store(slopes + r * ld + v * Vec<T>::size);
-    });
+        for (int i = 0; i < R; ++i) {
+          T* const slope = s + i * ld + v * W;
+          (scale * Vec<T>::load(w + i * ld + v * W) * (Vec<T>::load(slope) - differences[i])).store(slope);
+        }
+    };
+    few.for_each_rows(gs.rows, block.count, head_.value_columns, p_.value_width, slopes, find_slopes);
   }
 
   // A row that sees no key has weights 0.

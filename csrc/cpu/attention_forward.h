@@ -104,7 +104,7 @@ class Walk {
 
  private:
   // Rows in registers reach beyond the last one of a block.
-  static constexpr int64_t kLd = TileShape<T>::block_stride, kRows = kBlockRows<T> + kMostRows;
+  static constexpr int64_t kLd = TileShape<T>::block_stride, kRows = kBlockRows<T> + FewKeys<T>::kRows;
 
   // Weights of the rows with some keys, in the place of their scores; f(r) after row r.
   template <class F>
@@ -124,37 +124,41 @@ class Walk {
 
   template <class F>
   void weigh_few(const Head<T>& head, int64_t rows, const Queries<T>& queries, const T* gates, T* tile, F f) {
-    head.few.for_each_row(queries.rows, rows, head.columns, queries.width,
-                          [&](int64_t r0, int n, auto& s) __attribute__((always_inline)) {
-                            constexpr int R = sizeof(s) / sizeof(s[0]), kVecs = sizeof(s[0]) / sizeof(s[0][0]);
-                            T tops[R], totals[R];
+    constexpr int W = Vec<T>::size, R = FewKeys<T>::kRows;
+    const Vec<T> scale(queries.scale);
+    const auto weigh_rows = [&](int64_t r0, int64_t n) {
+      T* const s = tile + r0 * kLd;
+      Softmax<T>* const softmax = softmax_ + r0;
+      Vec<T> largest[R], sums[R], shifts[R], gate[R];
 #pragma GCC unroll 16
-                            for (int i = 0; i < R; ++i) {
-                              Vec<T> largest(minus_infinity<T>());
+      for (int i = 0; i < R; ++i) largest[i] = Vec<T>(minus_infinity<T>());
+      for (int v = 0; v < head.few.vectors(); ++v)
 #pragma GCC unroll 16
-                              for (int v = 0; v < kVecs; ++v) {
-                                s[i][v] = fma(s[i][v], Vec<T>(queries.scale), head.few.hidden(v));
-                                largest = max(s[i][v], largest);
-                              }
-                              tops[i] = max_of(largest);
-                            }
-                            Softmax<T>* const softmax = softmax_ + r0;
-                            for (int i = 0; i < n; ++i) lower(r0 + i, softmax[i].raise(tops[i]));
+        for (int i = 0; i < R; ++i) {
+          const Vec<T> score = fma(Vec<T>::load(s + i * kLd + v * W), scale, head.few.hidden(v));
+          score.store(s + i * kLd + v * W);
+          largest[i] = max(score, largest[i]);
+        }
+      for (int i = 0; i < n; ++i) lower(r0 + i, softmax[i].raise(max_of(largest[i])));
 #pragma GCC unroll 16
-                            for (int i = 0; i < R; ++i) {
-                              const Vec<T> shift(softmax[i].shift()), gate(gates[r0 + i]);
-                              Vec<T> sums(T(0));
+      for (int i = 0; i < R; ++i) {
+        sums[i] = Vec<T>(T(0));
+        shifts[i] = Vec<T>(softmax[i].shift());
+        gate[i] = Vec<T>(gates[r0 + i]);
+      }
+      for (int v = 0; v < head.few.vectors(); ++v)
 #pragma GCC unroll 16
-                              for (int v = 0; v < kVecs; ++v) {
-                                const Vec<T> weight = exp_flushed(s[i][v] - shift);
-                                sums += weight;
-                                (gate * weight).store(tile + (r0 + i) * kLd + v * Vec<T>::size);
-                              }
-                              totals[i] = sum(sums);
-                            }
-                            for (int i = 0; i < n; ++i) softmax[i].total += totals[i];
-                            for (int i = 0; i < n; ++i) f(r0 + i);
-                          });
+        for (int i = 0; i < R; ++i) {
+          const Vec<T> weight = exp_flushed(Vec<T>::load(s + i * kLd + v * W) - shifts[i]);
+          (gate[i] * weight).store(s + i * kLd + v * W);
+          sums[i] += weight;
+        }
+      for (int i = 0; i < n; ++i) {
+        softmax[i].total += sum(sums[i]);
+        f(r0 + i);
+      }
+    };
+    head.few.for_each_rows(queries.rows, rows, head.columns, queries.width, tile, weigh_rows);
   }
 
   void lower(int64_t r, T factor) {
@@ -194,7 +198,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
   const Problem<T>& p = sources.first();
   const Queries<T> queries(p, blocks[0], by_rows);
   const Results<T> results(blocks[0], out, p.value_width);
-  T gates[kRows + kMostRows] = {};
+  T gates[kRows + FewKeys<T>::kRows] = {};
   Walk<T> all(p.value_width);
   for (int i = 0; i < sources.count(); ++i) {
     for (int64_t r = 0; r < n; ++r) gates[r] = sources.gate(i, blocks[i].rows[r]);
