@@ -175,13 +175,17 @@ struct Problem {
   }
 };
 
-// Scores s[0, n) of keys j0, j0 + 1, ... after scaling: soft-capped, biased, −∞ where the row does not see the key.
+// Products s[0, n) with keys j0, j0 + 1, ... become scores: scaled, soft-capped, biased, −∞ where the row does not see
+// the key.
 // `band` is what it sees for its place; `holes`: the key mask has some inside.
 template <class T>
 void transform_scores(const Problem<T>& p, const Row& row, KeyRange band, bool holes, int64_t j0, int64_t n, T* s) {
+  const Vec<T> scale(p.scale);
   if (p.softcap > 0) {
     const Vec<T> cap(p.softcap), inverse(1 / p.softcap);
-    for_each_vec<T>(n, [&](auto at) { at.store(s, cap * tanh(at.load(s) * inverse)); });
+    for_each_vec<T>(n, [&](auto at) { at.store(s, cap * tanh(at.load(s) * scale * inverse)); });
+  } else {
+    for_each_vec<T>(n, [&](auto at) { at.store(s, at.load(s) * scale); });
   }
   for (const Broadcast& bias : p.biases) {
     if (!bias) continue;
@@ -233,10 +237,9 @@ struct RowBlock {
   Row rows[kBlockRows<T>];
   KeyRange bands[kBlockRows<T>];
   KeyRange keys;  // that any of them sees
-  int64_t count, padded;
+  int64_t count;
 
-  RowBlock(const Problem<T>& p, int64_t unit, int64_t first, int64_t n)
-      : keys{p.keys, 0}, count(n), padded(blocks_of(n, TileShape<T>::row_step) * TileShape<T>::row_step) {
+  RowBlock(const Problem<T>& p, int64_t unit, int64_t first, int64_t n) : keys{p.keys, 0}, count(n) {
     for (int64_t r = 0; r < n; ++r) {
       rows[r] = r == 0 ? p.row(unit, first) : p.after(rows[r - 1]);
       bands[r] = p.band(rows[r]);
@@ -246,53 +249,32 @@ struct RowBlock {
   static int64_t blocks(int64_t rows) { return blocks_of(rows, kBlockRows<T>); }
 };
 
-// Elements of a block of rows of n columns, as pack_rows lays them out.
-template <class T>
-int64_t packed_size(int64_t rows, int64_t n) {
-  return rows * blocks_of(n > 0 ? n : 1, TileShape<T>::depth) * TileShape<T>::depth;
-}
-
-// packed[k / depth][r][k % depth] = factor * row(r)[k], as pack_rows lays it out; rows from count on are 0.
-template <class T, class F>
-void pack_block(const RowBlock<T>& block, int64_t cols, T factor, T* packed, F row) {
-  const int64_t depth = depth_of<T>(cols);
-  for (int64_t k = 0; k < cols; k += depth, packed += block.padded * TileShape<T>::depth) {
-    const int64_t n = smaller(depth, cols - k);
-    for (int64_t r = 0; r < block.padded; ++r) {
-      T* const to = packed + r * TileShape<T>::depth;
-      const Vec<T> by(factor), zero(T(0));
-      if (r < block.count)
-        (row(block.rows[r]) + k).with([&](const auto* from) {
-          for (int64_t i = 0; i < n; i += Vec<T>::size)
-            (by * (i + Vec<T>::size <= n ? Vec<T>::load(from + i) : Vec<T>::load(from + i, int(n - i)))).store(to + i);
-        });
-      else
-        for (int64_t i = 0; i < n; i += Vec<T>::size) zero.store(to + i);
-    }
-  }
-}
-
-// Keys in one block, or in blocks of at most block_cols, of about one size, which begin at whole slivers.
+// Keys in one block of at most kMost or in several of at most block_cols, of about one size, which begin at whole
+// slivers.
 template <class T>
 struct KeyBlocks {
+  static constexpr int64_t kMost = TileShape<T>::block_stride;
   int64_t first, last, size;
 
   explicit KeyBlocks(KeyRange range)
       : first(range.first / TileShape<T>::cols * TileShape<T>::cols), last(range.last), size(0) {
     if (range.is_empty()) return;
-    const int64_t n = last - first;
-    const int64_t blocks = n <= TileShape<T>::block_stride ? 1 : blocks_of(n, TileShape<T>::block_cols);
+    const int64_t n = last - first, blocks = blocks_of(n, most_of(n));
     size = blocks_of(blocks_of(n, blocks), TileShape<T>::cols) * TileShape<T>::cols;
   }
+  // The size of a block of n keys.
+  static int64_t most_of(int64_t n) { return n <= kMost ? kMost : TileShape<T>::block_cols; }
   int64_t count() const { return size ? blocks_of(last - first, size) : 0; }
   KeyRange operator[](int64_t i) const { return {first + i * size, smaller(first + (i + 1) * size, last)}; }
 };
 
-// The rows j of one head of k or v, packed as columns of the score tiles.
+// The rows of `view`, k or v, that a unit meets, packed as columns of the score tiles: those in `range`.
 template <class T>
-void pack_head_columns(const View& view, int64_t batch, int64_t head, KeyRange range, int threads, T* packed) {
+const T* pack_head_columns(const Problem<T>& p, const View& view, int64_t unit, KeyRange range, int threads,
+                           ThreadBuffer& buffer) {
   const int64_t D = view.sizes[3], cols = TileShape<T>::cols;
-  Problem<T>::at(view, batch, head, 0).with([&](auto* data) {
+  T* const packed = buffer.reserve<T>(blocks_of(p.keys, cols) * cols * D + 1);
+  p.at(view, unit / p.groups, unit % p.groups, 0).with([&](auto* data) {
     using S = std::remove_pointer_t<decltype(data)>;
     const Rows<const S> rows{data, view.sizes[2], D, view.strides[2]};
     const int64_t begin = range.first / cols, end = blocks_of(range.last, cols);
@@ -301,6 +283,7 @@ void pack_head_columns(const View& view, int64_t batch, int64_t head, KeyRange r
         pack_columns(rows, half * Vec<T>::size, packed + half / 2 * cols * D + half % 2 * Vec<T>::size);
     });
   });
+  return packed;
 }
 
 // The same rows as they stand, in slivers [width][key][cols]: read one after another by a tile, and once by the

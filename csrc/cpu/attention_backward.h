@@ -6,14 +6,15 @@
 
 #include <string.h>
 
-#include "attention_few_keys.h"
 #include "attention_results.h"
+#include "attention_scores.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace attention {
 
-inline thread_local ThreadBuffer value_columns, packed_grads, grad_tile, slope_tile, query_sums, key_sums, value_sums;
+inline thread_local ThreadBuffer value_columns, packed_grads, grad_tile, row_buffer, hidden_keys, query_sums, key_sums,
+    value_sums;
 
 template <class T>
 struct BackwardCall {
@@ -23,8 +24,8 @@ struct BackwardCall {
   const View &grad, &out, &grad_q, &grad_k, &grad_v;
   const T *const grad_lse, *const lse;
   const Broadcast grad_biases[Problem<T>::kBiases];
-  const bool few_keys;     // then the scores of a row stay in registers, and d is found from them
-  Scratch<T> differences;  // else d, of all rows
+  const bool in_one_block;  // a row meets all keys at once, and its d is found from them
+  Scratch<T> differences;   // else d, of all rows
 
   explicit BackwardCall(const Call& call)
       : p(call, kGrads),
@@ -36,8 +37,8 @@ struct BackwardCall {
         grad_lse(static_cast<const T*>(call[1].data)),
         lse(static_cast<const T*>(call[kOuts + 1].data)),
         grad_biases{Broadcast(call[kOuts + 5]), Broadcast(call[kOuts + 6])},
-        few_keys(FewKeys<T>::suits(p, p.keys)),
-        differences(few_keys ? 1 : p.batches * p.heads * p.queries) {}
+        in_one_block(p.keys <= KeyBlocks<T>::kMost),
+        differences(in_one_block ? 1 : p.batches * p.heads * p.queries) {}
 
   // Summed as a register tile sums grad vᵀ: of a row that sees one key, both are the same number to the last bit, and
   // what is left of them is 0.
@@ -79,28 +80,16 @@ struct BackwardCall {
 // k and v of one unit, packed for the products that read them.
 template <class T>
 struct BackwardHead {
-  const KeyRange keys;
-  const bool holes;
+  const Seen<T> seen;
   const T *const key_columns, *const value_columns;
   const HeadRows<T> key_rows;
-  const FewKeys<T> few;
 
   // Of the keys in `range`.
   BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
-      : keys(p.unmasked(unit / p.groups).within(range)),
-        holes(p.has_holes(unit / p.groups, keys)),
-        key_columns(pack(p, p.k, unit, threads, packed_columns)),
-        value_columns(pack(p, p.v, unit, threads, attention::value_columns)),
-        key_rows(p.k, unit / p.groups, unit % p.groups, keys, threads, attention::key_rows),
-        few(p, unit / p.groups, FewKeys<T>::suits(p, p.keys) ? keys : KeyRange{0, 0}) {}
-
- private:
-  const T* pack(const Problem<T>& p, const View& view, int64_t unit, int threads, ThreadBuffer& buffer) {
-    const int64_t columns = blocks_of(p.keys, TileShape<T>::cols) * TileShape<T>::cols;
-    T* const packed = buffer.reserve<T>(columns * view.sizes[3] + 1);
-    pack_head_columns(view, unit / p.groups, unit % p.groups, keys, threads, packed);
-    return packed;
-  }
+      : seen(p, unit, range, hidden_keys),
+        key_columns(pack_head_columns(p, p.k, unit, seen.keys, threads, packed_columns)),
+        value_columns(pack_head_columns(p, p.v, unit, seen.keys, threads, attention::value_columns)),
+        key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows) {}
 };
 
 // Which gradients a sweep is after.
@@ -110,44 +99,10 @@ struct Wanted {
 
 // to[i][j] += Σ_r x[r][i] y[r][j], x a tile of scores.
 template <class T>
-MMKERN_FN void transposed_product(const T* x, const T* y, int64_t stride, int64_t rows, int64_t keys, int64_t cols,
-                                  T* to, int64_t ld) {
+MMKERN_FN void add_transposed_product(const T* x, const Rows<const T>& y, int64_t keys, T* to, int64_t ld) {
   register_tiles<T, 1, TileShape<T>::block_stride>(
-      x, [&](int64_t j) { return y + j; }, stride, keys, cols, rows, Into<T>{to, ld, true});
+      x, [&](int64_t j) { return y.data + j; }, y.stride, keys, y.cols, y.rows, Into<T>{to, ld, true});
 }
-// The same for y as pack_block leaves it: chunk after chunk of its columns.
-template <class T>
-MMKERN_FN void transposed_product_of_packed(const T* x, const T* y, const RowBlock<T>& block, int64_t keys,
-                                            int64_t cols, T* to, int64_t ld) {
-  constexpr int64_t kStride = TileShape<T>::depth;
-  const int64_t depth = depth_of<T>(cols);
-  for (int64_t k = 0; k < cols; k += depth, y += block.padded * kStride)
-    transposed_product(x, y, kStride, block.count, keys, smaller(depth, cols - k), to + k, ld);
-}
-
-// The rows of `from` that a block is about, a stride apart: as they lie where that is one after another, else packed.
-template <class T>
-struct RowsOfBlock {
-  const T* data;
-  int64_t stride;
-  const T* rows[kBlockRows<T>];
-
-  RowsOfBlock(const RowBlock<T>& block, const View& from, ThreadBuffer& buffer) {
-    const auto at = [&](const Row& row) { return Problem<T>::at(from, row.batch, row.head, row.query); };
-    const int64_t width = from.sizes[3];
-    const bool dense = from.strides[2] == width && width % Vec<T>::size == 0;
-    if (dense && block.rows[0].head == block.rows[block.count - 1].head && at(block.rows[0]).as_they_are()) {
-      data = at(block.rows[0]).as_they_are();
-      stride = width;
-    } else {
-      T* const packed = buffer.reserve<T>(packed_size<T>(block.padded, width));
-      pack_block<T>(block, width, T(1), packed, at);
-      data = packed;
-      stride = TileShape<T>::depth;
-    }
-    for (int64_t r = 0; r < block.count; ++r) rows[r] = data + r * stride;
-  }
-};
 
 template <class T>
 int64_t whole_vectors(int64_t n) {
@@ -171,7 +126,7 @@ class Sweep {
         value_width_(whole_vectors<T>(p_.value_width)) {}
 
   void run(int64_t first_row, int64_t last_row, KeyRange range) {
-    const KeyBlocks<T> blocks(range.within(head_.keys));
+    const KeyBlocks<T> blocks(range.within(head_.seen.keys));
     const bool at_once = blocks.count() <= 1;  // a row's gradient is complete with the first block of keys
     const int64_t rows = last_row - first_row;
     T* const queries = wanted_.queries && !at_once ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
@@ -206,36 +161,29 @@ class Sweep {
   // `queries` is null where the gradients of the rows are complete with this block of keys.
   void step(const RowBlock<T>& block, KeyRange keys, T* queries, T* k, T* v) {
     const int64_t n = keys.last - keys.first;
-    T* const weights = cache_block.reserve<T>((kBlockRows<T> + FewKeys<T>::kRows) * ld);
-    T* const slopes = grad_tile.reserve<T>((kBlockRows<T> + FewKeys<T>::kRows) * ld);
-    if (head_.few) {
-      const RowsOfBlock<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
-      differentiate_few(block, xs, gs, weights, slopes);
-      if (k) {
-        transposed_product(weights, gs.data, gs.stride, block.count, n, p_.value_width, v, value_width_);
-        transposed_product(slopes, xs.data, xs.stride, block.count, n, p_.width, k, width_);
-      }
-    } else {
-      T* const xs = packed_rows.reserve<T>(packed_size<T>(block.padded, p_.width));
-      T* const gs = packed_grads.reserve<T>(packed_size<T>(block.padded, p_.value_width));
-      pack_block<T>(block, p_.width, p_.scale, xs, [&](const Row& row) { return p_.query(row); });
-      pack_block<T>(block, p_.value_width, T(1), gs,
-                    [&](const Row& row) { return p_.at(call_.grad, row.batch, row.head, row.query); });
-      fill_block(xs, block.padded, head_.key_columns + keys.first * p_.width, n, p_.width, weights);
-      fill_block(gs, block.padded, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes);
-      for (int64_t r = 0; r < block.count; ++r) differentiate(block, r, keys, weights + r * ld, slopes + r * ld);
-      if (k) {
-        transposed_product_of_packed(weights, gs, block, n, p_.value_width, v, value_width_);
-        transposed_product_of_packed(slopes, xs, block, n, p_.width, k, width_);
-      }
+    T* const weights = tile_of_scores<T>(cache_block);
+    T* const slopes = tile_of_scores<T>(grad_tile);
+    const BlockRows<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
+    score_rows(xs.each(), block.count, head_.key_columns + keys.first * p_.width, n, p_.width, weights,
+               [](int64_t, int64_t) {});
+    const auto differentiate_rows = [&](int64_t r, int64_t rows) {
+      if (head_.seen.is_same(block, r, rows, keys))
+        differentiate_together(block, r, rows, keys, weights + r * ld, slopes + r * ld);
+      else
+        for (int64_t i = r; i < r + rows; ++i) differentiate(block, i, keys, weights + i * ld, slopes + i * ld);
+    };
+    score_rows(gs.each(), block.count, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes,
+               differentiate_rows);
+    if (k) {
+      add_transposed_product(weights, gs.matrix(packed_grads), n, v, value_width_);
+      add_transposed_product(slopes, xs.matrix(packed_rows), n, k, width_);
     }
     if (!wanted_.queries) return;
-    if (queries) return head_.key_rows.multiply(slopes, keys, block.padded, p_.width, Into<T>{queries, width_, true});
+    if (queries) return head_.key_rows.multiply(slopes, keys, block.count, p_.width, Into<T>{queries, width_, true});
     const Results<T> results(block, call_.grad_q, p_.width);
-    const Vec<T> scale(head_.few ? T(1) : p_.scale);
-    head_.key_rows.multiply(slopes, keys, block.padded, p_.width,
+    head_.key_rows.multiply(slopes, keys, block.count, p_.width,
                             [&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
-                              if (r < block.count) results.put(r, d, scale, sum, false);
+                              if (r < block.count) results.put(r, d, Vec<T>(T(1)), sum, false);
                             });
     results.write();
   }
@@ -246,96 +194,84 @@ class Sweep {
     const Results<T> results(block, call_.grad_q, p_.width);
     for (int64_t r = 0; r < block.count; ++r)
       for (int64_t d = 0; d < width_; d += Vec<T>::size)
-        results.put(r, d, Vec<T>(p_.scale), sums ? Vec<T>::load(sums + r * width_ + d) : Vec<T>(T(0)), false);
+        results.put(r, d, Vec<T>(T(1)), sums ? Vec<T>::load(sums + r * width_ + d) : Vec<T>(T(0)), false);
     results.write();
   }
 
-  // The same of all rows, with the scale in the gradients of scores. Here Σ grad·out is the mean of grad vᵀ by the
-  // weights, whose sum is 1 but for what rounding left in the log-sum.
-  void differentiate_few(const RowBlock<T>& block, const RowsOfBlock<T>& xs, const RowsOfBlock<T>& gs, T* weights,
-                         T* slopes) {
-    constexpr int64_t kRows = kBlockRows<T> + FewKeys<T>::kRows;
-    T shifts[kRows] = {}, grad_lses[kRows] = {};
-    for (int64_t r = 0; r < block.count; ++r) {
-      const int64_t index = p_.index(block.rows[r]);
-      shifts[r] = shift_of(call_.lse[index]);
-      grad_lses[r] = call_.grad_lse[index];
-    }
-    constexpr int W = Vec<T>::size, R = FewKeys<T>::kRows;
-    const FewKeys<T>& few = head_.few;
-    const Vec<T> scale(p_.scale);
-    const auto weigh = [&](int64_t r0, int64_t) {
-      T* const w = weights + r0 * ld;
-      for (int v = 0; v < few.vectors(); ++v)
-#pragma GCC unroll 16
-        for (int i = 0; i < R; ++i) {
-          const Vec<T> score = fma(Vec<T>::load(w + i * ld + v * W), scale, few.hidden(v));
-          exp_flushed(score - Vec<T>(shifts[r0 + i])).store(w + i * ld + v * W);
-        }
-    };
-    few.for_each_rows(xs.rows, block.count, head_.key_columns, p_.width, weights, weigh);
-    const auto find_slopes = [&](int64_t r0, int64_t) {
-      const T* const w = weights + r0 * ld;
-      T* const s = slopes + r0 * ld;
-      Vec<T> products[R], totals[R], differences[R];
-#pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) products[i] = totals[i] = Vec<T>(T(0));
-      for (int v = 0; v < few.vectors(); ++v)
-#pragma GCC unroll 16
-        for (int i = 0; i < R; ++i) {
-          const Vec<T> weight = Vec<T>::load(w + i * ld + v * W);
-          products[i] = fma(Vec<T>::load(s + i * ld + v * W), weight, products[i]);
-          totals[i] += weight;
-        }
-#pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) {
-        const T total = sum(totals[i]);
-        differences[i] = Vec<T>((total == 0 ? T(0) : sum(products[i]) / total) - grad_lses[r0 + i]);
-      }
-      for (int v = 0; v < few.vectors(); ++v)
-#pragma GCC unroll 16
-        for (int i = 0; i < R; ++i) {
-          T* const slope = s + i * ld + v * W;
-          (scale * Vec<T>::load(w + i * ld + v * W) * (Vec<T>::load(slope) - differences[i])).store(slope);
-        }
-    };
-    few.for_each_rows(gs.rows, block.count, head_.value_columns, p_.value_width, slopes, find_slopes);
+  // A row that sees no key has weights 0.
+  T shift_of(int64_t index) const {
+    const T lse = call_.lse[index];
+    return lse == minus_infinity<T>() ? -lse : lse;
+  }
+  // d, given the sums of weight·(gradient of the weight) and of the weights, where the row has met all keys. The latter
+  // is 1 but for what rounding left in the log-sum: of a row that sees one key, nothing else is left.
+  T difference_of(int64_t index, T sum_of_products, T sum_of_weights) const {
+    if (!call_.in_one_block) return call_.differences.data[index];
+    return (sum_of_weights == 0 ? T(0) : sum_of_products / sum_of_weights) - call_.grad_lse[index];
   }
 
-  // A row that sees no key has weights 0.
-  static T shift_of(T lse) { return lse == minus_infinity<T>() ? -lse : lse; }
-
-  // Of one row: scores become weights (those that dropout kept), and gradients of weights those of scores.
+  // Of one row: products become weights (those that dropout kept), and gradients of weights those of products.
   void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T* s, T* slope) {
     const Row& row = block.rows[r];
     const int64_t n = keys.last - keys.first, index = p_.index(row);
-    T* const cap_slope = p_.softcap > 0 ? slope_tile.reserve<T>(ld + Vec<T>::size) : nullptr;
-    if (cap_slope) {
-      const Vec<T> inverse(1 / p_.softcap), one(T(1));
+    T* const cap_slope = row_buffer.reserve<T>(2 * ld);
+    T* const kept = cap_slope + ld;
+    if (p_.softcap > 0) {
+      const Vec<T> inverse(p_.scale / p_.softcap), one(T(1));
       for_each_vec<T>(n, [&](auto at) {
         const Vec<T> t = tanh(at.load(s) * inverse);
         at.store(cap_slope, fma(-t, t, one));
       });
     }
-    const KeyRange band = block.bands[r].within(head_.keys);
-    transform_scores(p_, row, band, head_.holes, keys.first, n, s);
-    const Vec<T> shift(shift_of(call_.lse[index])), difference(call_.differences.data[index]);
-    if (!p_.drops()) {
-      for_each_vec<T>(n, [&](auto at) {
-        const Vec<T> weight = exp_flushed(at.load(s) - shift);
-        at.store(s, weight);
-        at.store(slope, weight * (at.load(slope) - difference));
-      });
-    } else {
-      for_each_vec<T>(n, [&](auto at) { at.store(s, exp_flushed(at.load(s) - shift)); });
-      for_each_kept(p_, row, keys.first, n, [&](int64_t j, T kept) {
-        slope[j] = s[j] * (slope[j] * kept - difference[0]);
-        s[j] *= kept;
-      });
+    transform_scores(p_, row, block.bands[r].within(head_.seen.keys), head_.seen.holes, keys.first, n, s);
+    const Vec<T> shift(shift_of(index));
+    for_each_vec<T>(n, [&](auto at) { at.store(s, exp_flushed(at.load(s) - shift)); });
+    if (p_.drops()) {
+      for_each_kept(p_, row, keys.first, n, [&](int64_t j, T factor) { kept[j] = factor; });
+      for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * at.load(kept)); });
     }
+    const auto sums = reduce_row<T, 2>(n, [&](auto at, Vec<T>* acc) {
+      acc[0] = fma(at.load(s), at.load(slope), acc[0]);
+      acc[1] += at.load(s);
+    });
+    const Vec<T> difference(difference_of(index, sums.total(0), sums.total(1))), scale(p_.scale);
+    for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(s) * (at.load(slope) - difference)); });
+    if (p_.drops()) for_each_vec<T>(n, [&](auto at) { at.store(s, at.load(s) * at.load(kept)); });
     for (int i = 0; i < Problem<T>::kBiases; ++i)
       if (wanted_.biases[i]) add_to_bias(call_.grad_biases[i], row, keys.first, n, slope);
-    if (cap_slope) for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * at.load(cap_slope)); });
+    if (p_.softcap > 0) for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * at.load(cap_slope)); });
+    for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * scale); });
+  }
+
+  // The same of n rows from r on that see the same keys, side by side.
+  void differentiate_together(const RowBlock<T>& block, int64_t r, int64_t n, KeyRange keys, T* s, T* slopes) {
+    constexpr int W = Vec<T>::size, R = kRowsAtOnce;
+    const int64_t cols = keys.last - keys.first;
+    const Vec<T> scale(p_.scale);
+    int64_t index[R];
+    Vec<T> shifts[R], products[R], totals[R], differences[R];
+    for (int i = 0; i < R; ++i) {
+      index[i] = p_.index(block.rows[r + smaller(i, n - 1)]);
+      shifts[i] = Vec<T>(-shift_of(index[i]));
+      products[i] = totals[i] = Vec<T>(T(0));
+    }
+    head_.seen.hide(keys, s);
+    for (int64_t j = 0; j < cols; j += W)
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        T* const at = s + i * ld + j;
+        const Vec<T> weight = exp_flushed(fma(Vec<T>::load(at), scale, shifts[i]));
+        weight.store(at);
+        products[i] = fma(weight, Vec<T>::load(slopes + i * ld + j), products[i]);
+        totals[i] += weight;
+      }
+    for (int i = 0; i < R; ++i) differences[i] = Vec<T>(difference_of(index[i], sum(products[i]), sum(totals[i])));
+    for (int64_t j = 0; j < cols; j += W)
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        T* const slope = slopes + i * ld + j;
+        (scale * Vec<T>::load(s + i * ld + j) * (Vec<T>::load(slope) - differences[i])).store(slope);
+      }
   }
 
   static void add_to_bias(const Broadcast& bias, const Row& row, int64_t j0, int64_t n, const T* slope) {
@@ -374,7 +310,7 @@ template <class T>
 void sum_bias(const BackwardCall<T>& call, int which, int threads) {
   const Problem<T>& p = call.p;
   const View& view = call.grad_biases[which].view;
-  const int64_t size = TileShape<T>::block_cols;
+  const int64_t size = KeyBlocks<T>::most_of(p.keys);
   const int64_t key_blocks = view.sizes[3] == 1 ? 1 : blocks_of(p.keys, size);
   Wanted wanted{};
   wanted.biases[which] = true;
@@ -401,7 +337,7 @@ void backward(const Call& tensors) {
   const int64_t rows = p.rows_per_group(), size = kBlockRows<T>;
   const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size,
                         tensors.threads);
-  if (!call.few_keys) call.find_differences(tensors.threads);
+  if (!call.in_one_block) call.find_differences(tensors.threads);
   Wanted wanted{bool(call.grad_q), call.grad_k || call.grad_v, {}};
   bool shared[Problem<T>::kBiases] = {};
   for (int i = 0; i < Problem<T>::kBiases; ++i) {
@@ -416,7 +352,7 @@ void backward(const Call& tensors) {
     const BackwardHead<T> head(p, unit, {0, p.keys}, sharing.blocks);
     if (sharing.blocks == 1) return Sweep<T>(call, head, unit, wanted).run(0, rows, {0, p.keys});
     const Wanted by_rows{wanted.queries, false, {}}, by_keys{false, wanted.keys, {wanted.biases[0], wanted.biases[1]}};
-    const int64_t key_size = TileShape<T>::block_cols;
+    const int64_t key_size = KeyBlocks<T>::most_of(p.keys);
     parallel_blocks(blocks_of(p.keys, key_size), sharing.blocks, [&](int64_t b) {
       Sweep<T>(call, head, unit, by_keys).run(0, rows, {b * key_size, smaller((b + 1) * key_size, p.keys)});
     });

@@ -84,7 +84,6 @@ void decode_piece(const Problem<T>& p, int64_t unit, int64_t first, int64_t rows
   T* const scores = few_scores.reserve<T>(rows * kKeys);
   for (int64_t r = 0; r < rows; ++r) {
     p.query(block.rows[r]).read(p.width, queries + r * p.width);
-    multiply(queries + r * p.width, p.width, p.scale);
     softmax[r] = {};
     for (int64_t d = 0; d < p.value_width; ++d) sums[r * p.value_width + d] = 0;
   }

@@ -91,6 +91,13 @@ struct Count {
   static constexpr int value = N;
 };
 
+// f(Count<n>{}) for 1 <= n <= kMost.
+template <int kMost, class F>
+MMKERN_FN void with_count(int n, F f) {
+  if (n == kMost) return f(Count<kMost>{});
+  if constexpr (kMost > 1) with_count<kMost - 1>(n, f);
+}
+
 // A place in a row: a whole vector, or the last lanes.
 template <class T, bool kStream = false>
 struct At {

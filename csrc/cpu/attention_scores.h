@@ -1,0 +1,175 @@
+// Scores of a block of rows with a block of keys: a few rows at a time, read from where they lie, go from the product
+// to the weights while their scores are in the first cache, and the next rows are asked for meanwhile.
+#pragma once
+
+#include "attention.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace attention {
+
+constexpr int kRowsAtOnce = 6;   // more would find no place for their addresses
+constexpr int kRowsInTurn = 48;  // that meet some columns before the next ones: the columns stay in the first cache
+#if defined(MMKERN_AVX512) || defined(__aarch64__)
+constexpr int kVectorsAtOnce = 4;  // 24 of 32 registers hold sums
+#else
+constexpr int kVectorsAtOnce = 2;  // 12 of 16 registers hold sums
+#endif
+
+// A tile of scores, whose rows are a block_stride apart; rows at once may reach beyond the last one of a block.
+template <class T>
+T* tile_of_scores(ThreadBuffer& buffer) {
+  return buffer.reserve<T>((kBlockRows<T> + kRowsAtOnce) * TileShape<T>::block_stride);
+}
+
+// Scalar: for (i < kRowsAtOnce) for (j < kVecs * W) to[i][j] = Σ_k rows[i][k] * columns[k][first * W + j], k in [k0,
+// k1) or += if `adds`. Rows from n on are the last one. What lies `ahead` of each row is asked for.
+template <class T, int kVecs>
+MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, const T* columns, int64_t width, int first,
+                             int64_t k0, int64_t k1, bool adds, T* to) {
+  constexpr int W = Vec<T>::size, C = TileShape<T>::cols, kStride = TileShape<T>::block_stride;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const T *x[kRowsAtOnce], *y[kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRowsAtOnce; ++i) x[i] = rows[smaller(i, n - 1)];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVecs; ++v) y[v] = columns + (first + v) / 2 * width * C + (first + v) % 2 * W;
+  Vec<T> s[kRowsAtOnce][kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRowsAtOnce; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) s[i][v] = adds ? Vec<T>::load(to + i * kStride + v * W) : Vec<T>(T(0));
+  if (ahead)
+    for (int64_t line = k0; line < k1; line += kLine)
+#pragma GCC unroll 16
+      for (int i = 0; i < kRowsAtOnce; ++i) __builtin_prefetch(x[i] + ahead + line);
+  for (int64_t k = k0; k < k1; ++k) {
+    Vec<T> yk[kVecs];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) yk[v] = Vec<T>::load(y[v] + k * C);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      const Vec<T> xi(x[i][k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) s[i][v] = fma(xi, yk[v], s[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRowsAtOnce; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) s[i][v].store(to + i * kStride + v * W);
+}
+
+// f(r, n) when the tile holds the products of rows r to r + n - 1, at most kRowsAtOnce, with the first `keys` of the
+// packed columns; further rows up to kRowsAtOnce are like the last. A row has `width` numbers.
+template <class T, class F>
+void score_rows(const T* const* rows, int64_t count, const T* columns, int64_t keys, int64_t width, T* tile, F f) {
+  constexpr int W = Vec<T>::size, kStride = TileShape<T>::block_stride;
+  const int64_t ahead = count > 1 ? kRowsInTurn * (rows[1] - rows[0]) : 0, depth = depth_of<T>(width);
+  const int vectors = int(blocks_of(keys, W)), groups = int(blocks_of(vectors, kVectorsAtOnce));
+  for (int64_t begin = 0; begin < count; begin += kRowsInTurn) {
+    const int64_t end = smaller(begin + kRowsInTurn, count);
+    for (int g = 0; g < groups; ++g) {
+      const int first = vectors * g / groups, last = vectors * (g + 1) / groups;
+      with_count<kVectorsAtOnce>(last - first, [&](auto vecs) __attribute__((always_inline)) {
+        int64_t k = 0;
+        do {
+          for (int64_t r = begin; r < end; r += kRowsAtOnce)
+            multiply_rows<T, decltype(vecs)::value>(rows + r, end - r, g == 0 ? ahead : 0, columns, width, first, k,
+                                                    smaller(k + depth, width), k > 0, tile + r * kStride + first * W);
+        } while ((k += depth) < width);
+      });
+    }
+    for (int64_t r = begin; r < end; r += kRowsAtOnce) f(r, smaller(kRowsAtOnce, end - r));
+  }
+}
+
+// The rows of `from` that a block is about.
+template <class T>
+class BlockRows {
+ public:
+  BlockRows(const RowBlock<T>& block, const View& from, ThreadBuffer& buffer)
+      : width_(from.sizes[3]), stride_(blocks_of(width_, Vec<T>::size) * Vec<T>::size), block_(block) {
+    const auto at = [&](int64_t r) {
+      const Row& row = block.rows[r];
+      return Problem<T>::at(from, row.batch, row.head, row.query);
+    };
+    const bool as_they_are = at(0).as_they_are();
+    T* const packed = as_they_are ? nullptr : buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
+    for (int64_t r = 0; r < block.count; ++r) {
+      rows_[r] = as_they_are ? at(r).as_they_are() : packed + r * stride_;
+      if (packed) at(r).read(width_, packed + r * stride_);
+    }
+  }
+  const T* const* each() const { return rows_; }
+
+  // The same a stride apart in whole vectors, near enough to each other to stay in the first cache.
+  Rows<const T> matrix(ThreadBuffer& buffer) const {
+    bool dense = true;
+    for (int64_t r = 1; r < block_.count; ++r) dense = dense && rows_[r] - rows_[r - 1] == stride_;
+    if (dense && width_ == stride_) return {rows_[0], block_.count, width_, stride_};
+    T* const packed = buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
+    for (int64_t r = 0; rows_[0] != packed && r < block_.count; ++r)
+      for_each_vec<T>(width_, [&](auto at) { at.store(packed + r * stride_, at.load(rows_[r])); });
+    return {packed, block_.count, width_, stride_};
+  }
+
+ private:
+  const int64_t width_, stride_;
+  const RowBlock<T>& block_;
+  const T* rows_[kBlockRows<T>];
+};
+
+// The keys of a head that are seen at all, and what else decides whether a row sees one.
+template <class T>
+class Seen {
+ public:
+  const KeyRange keys;
+  const bool holes;  // the key mask has some inside
+
+  // Of those in `range`.
+  Seen(const Problem<T>& p, int64_t unit, KeyRange range, ThreadBuffer& buffer)
+      : keys(p.unmasked(unit / p.groups).within(range)),
+        holes(p.has_holes(unit / p.groups, keys)),
+        plain_(p.scale > 0 && p.softcap <= 0 && !p.biases[0] && !p.biases[1] && !p.mask && !p.drops()),
+        hidden_(plain_ && !keys.is_empty() ? lanes(p, unit, buffer) : nullptr) {}
+
+  // Whether rows r to r + n - 1 of the block see the same of some keys, and their scores are products times the scale.
+  bool is_same(const RowBlock<T>& block, int64_t r, int64_t n, KeyRange some) const {
+    const KeyRange inner = some.within(keys);
+    for (int64_t i = r; plain_ && i < r + n; ++i)
+      if (block.bands[i].first > inner.first || block.bands[i].last < inner.last) return false;
+    return plain_;
+  }
+  // Then products of kRowsAtOnce rows with those keys, in whole vectors, become −∞ where they are hidden.
+  void hide(KeyRange some, T* products) const {
+    constexpr int W = Vec<T>::size;
+    for (int64_t j = some.first; j < some.last; j += W) {
+      if (!holes && j >= keys.first && j + W <= keys.last) continue;
+      const Vec<T> hidden = Vec<T>::load(hidden_ + j);
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        T* const at = products + i * TileShape<T>::block_stride + j - some.first;
+        (Vec<T>::load(at) + hidden).store(at);
+      }
+    }
+  }
+
+ private:
+  const T* lanes(const Problem<T>& p, int64_t unit, ThreadBuffer& buffer) const {
+    constexpr int64_t kCols = TileShape<T>::cols;
+    T* const hidden = buffer.reserve<T>(p.keys + 2 * kCols);
+    const uint8_t* const bits = holes ? p.key_bits(unit / p.groups) : nullptr;
+    for (int64_t j = keys.first / kCols * kCols; j < blocks_of(keys.last, kCols) * kCols; ++j) {
+      const bool is_seen = j >= keys.first && j < keys.last && (!bits || bits[j]);
+      hidden[j] = is_seen ? T(0) : minus_infinity<T>();
+    }
+    return hidden;
+  }
+
+  const bool plain_;
+  const T* const hidden_;  // 0 or −∞ to each key
+};
+
+}  // namespace attention
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
