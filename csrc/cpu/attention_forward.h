@@ -55,7 +55,6 @@ class Walk {
           weigh_together(p, head.seen, keys, r, n, gates, tile);
         else
           for (int64_t i = r; i < r + n; ++i) weigh(p, head.seen, block, keys, i, gates[i], tile);
-        for (int64_t i = r; ends && i < r + n; ++i) results->prefetch(i);
       };
       score_rows(queries.each(), block.count, head.columns + keys.first * p.width, keys.last - keys.first, p.width,
                  tile, weigh_rows);

@@ -33,7 +33,6 @@ class Results {
     for (int64_t r = 0; r < block_.count; ++r)
       if (!at(r).as_they_are()) at(r).write(width_, rows_[r]);
   }
-  MMKERN_FN void prefetch(int64_t r) const { at(r).template prefetch<true>(width_); }
 
  private:
   Stored<T> at(int64_t r) const {

@@ -39,19 +39,20 @@ MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, con
   for (int i = 0; i < kRowsAtOnce; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) s[i][v] = adds ? Vec<T>::load(to + i * kStride + v * W) : Vec<T>(T(0));
-  if (ahead)
-    for (int64_t line = k0; line < k1; line += kLine)
+  for (int64_t line = k0; line < k1; line += kLine) {
+    if (ahead)
 #pragma GCC unroll 16
       for (int i = 0; i < kRowsAtOnce; ++i) __builtin_prefetch(x[i] + ahead + line);
-  for (int64_t k = k0; k < k1; ++k) {
-    Vec<T> yk[kVecs];
+    for (int64_t k = line; k < smaller(line + kLine, k1); ++k) {
+      Vec<T> yk[kVecs];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) yk[v] = Vec<T>::load(y[v] + k * C);
+      for (int v = 0; v < kVecs; ++v) yk[v] = Vec<T>::load(y[v] + k * C);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRowsAtOnce; ++i) {
-      const Vec<T> xi(x[i][k]);
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        const Vec<T> xi(x[i][k]);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) s[i][v] = fma(xi, yk[v], s[i][v]);
+        for (int v = 0; v < kVecs; ++v) s[i][v] = fma(xi, yk[v], s[i][v]);
+      }
     }
   }
 #pragma GCC unroll 16

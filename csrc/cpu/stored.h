@@ -34,11 +34,6 @@ class Stored {
       f(reinterpret_cast<T*>(data_));
     }
   }
-  // Asks for the lines of n numbers, to be written or read.
-  template <bool kWrite>
-  MMKERN_FN void prefetch(int64_t n) const {
-    for (int64_t byte = 0; byte < n * bytes_of(dtype_); byte += 64) __builtin_prefetch(data_ + byte, kWrite);
-  }
   // Where the numbers are T already, else null.
   T* as_they_are() const {
     const bool same = dtype_ == (sizeof(T) == sizeof(double) ? Dtype::float64 : Dtype::float32);
