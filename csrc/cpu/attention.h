@@ -231,6 +231,17 @@ void for_each_kept(const Problem<T>& p, const Row& row, int64_t j0, int64_t n, F
 template <class T>
 constexpr int64_t kBlockRows = 8 * TileShape<T>::rows;
 
+// Fewer where each sees a short band of keys, since a block meets those that any of its rows sees.
+template <class T>
+int64_t rows_per_block(const Problem<T>& p) {
+  constexpr int64_t kRows = TileShape<T>::rows;
+  if (p.left < 0 && p.right < 0) return kBlockRows<T>;
+  if (p.left < 0 || p.right < 0) return kBlockRows<T> / 2;
+  const int64_t band = p.left + p.right + 1;
+  const int64_t rows = p.alignment == Alignment::resample && p.keys ? band * p.queries / p.keys : band;
+  return smaller(blocks_of(rows / 4 + 1, kRows) * kRows, kBlockRows<T>);
+}
+
 // At most kBlockRows<T> rows of a unit.
 template <class T>
 struct RowBlock {
@@ -246,7 +257,6 @@ struct RowBlock {
       if (!bands[r].is_empty()) keys.widen(bands[r]);
     }
   }
-  static int64_t blocks(int64_t rows) { return blocks_of(rows, kBlockRows<T>); }
 };
 
 // Keys in one block of at most kMost or in several of at most block_cols, of about one size, which begin at whole

@@ -128,17 +128,18 @@ class Sweep {
   void run(int64_t first_row, int64_t last_row, KeyRange range) {
     const KeyBlocks<T> blocks(range.within(head_.seen.keys));
     const bool at_once = blocks.count() <= 1;  // a row's gradient is complete with the first block of keys
-    const int64_t rows = last_row - first_row;
+    const int64_t rows = last_row - first_row, size = rows_per_block(p_);
     T* const queries = wanted_.queries && !at_once ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
     for (int64_t b = 0; b < blocks.count(); ++b) {
       const KeyRange keys = blocks[b];
       const int64_t padded_keys = blocks_of(keys.last - keys.first, Shape::rows) * Shape::rows;
       T* const k = wanted_.keys ? zeros(key_sums, padded_keys * width_) : nullptr;
       T* const v = wanted_.keys ? zeros(value_sums, padded_keys * value_width_) : nullptr;
-      for (int64_t r = first_row; r < last_row; r += kBlockRows<T>) {
-        const RowBlock<T> block(p_, unit_, r, smaller(kBlockRows<T>, last_row - r));
-        if (!block.keys.within(keys).is_empty())
-          step(block, keys, at_once ? nullptr : queries + (r - first_row) * width_, k, v);
+      for (int64_t r = first_row; r < last_row; r += size) {
+        const RowBlock<T> block(p_, unit_, r, smaller(size, last_row - r));
+        const KeyRange met = in_vectors(block.keys.within(keys), keys.last);
+        if (!met.is_empty())
+          step(block, met, at_once ? nullptr : queries + (r - first_row) * width_, keys.first, k, v);
         else if (at_once)
           write_queries(block, nullptr);
       }
@@ -146,8 +147,8 @@ class Sweep {
     }
     if (wanted_.keys) write_unseen(range, blocks);
     if (at_once && blocks.count()) return;
-    for (int64_t r = first_row; r < last_row; r += kBlockRows<T>)
-      write_queries(RowBlock<T>(p_, unit_, r, smaller(kBlockRows<T>, last_row - r)),
+    for (int64_t r = first_row; r < last_row; r += size)
+      write_queries(RowBlock<T>(p_, unit_, r, smaller(size, last_row - r)),
                     queries ? queries + (r - first_row) * width_ : nullptr);
   }
 
@@ -158,8 +159,15 @@ class Sweep {
     return data;
   }
 
-  // `queries` is null where the gradients of the rows are complete with this block of keys.
-  void step(const RowBlock<T>& block, KeyRange keys, T* queries, T* k, T* v) {
+  // As far as whole vectors reach: a tile of the products with the keys writes no others.
+  static KeyRange in_vectors(KeyRange keys, int64_t last) {
+    if (keys.is_empty()) return keys;
+    return {KeyBlocks<T>(keys).first, smaller(last, blocks_of(keys.last, Vec<T>::size) * Vec<T>::size)};
+  }
+
+  // `queries` is null where the gradients of the rows are complete with these keys; k and v are sums for those from
+  // `origin` on.
+  void step(const RowBlock<T>& block, KeyRange keys, T* queries, int64_t origin, T* k, T* v) {
     const int64_t n = keys.last - keys.first;
     T* const weights = tile_of_scores<T>(cache_block);
     T* const slopes = tile_of_scores<T>(grad_tile);
@@ -175,8 +183,9 @@ class Sweep {
     score_rows(gs.each(), block.count, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes,
                differentiate_rows);
     if (k) {
-      add_transposed_product(weights, gs.matrix(packed_grads), n, v, value_width_);
-      add_transposed_product(slopes, xs.matrix(packed_rows), n, k, width_);
+      const int64_t before = keys.first - origin;
+      add_transposed_product(weights, gs.matrix(packed_grads), n, v + before * value_width_, value_width_);
+      add_transposed_product(slopes, xs.matrix(packed_rows), n, k + before * width_, width_);
     }
     if (!wanted_.queries) return;
     if (queries) return head_.key_rows.multiply(slopes, keys, block.count, p_.width, Into<T>{queries, width_, true});
@@ -334,7 +343,7 @@ template <class T>
 void backward(const Call& tensors) {
   const BackwardCall<T> call(tensors);
   const Problem<T>& p = call.p;
-  const int64_t rows = p.rows_per_group(), size = kBlockRows<T>;
+  const int64_t rows = p.rows_per_group(), size = rows_per_block(p);
   const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size,
                         tensors.threads);
   if (!call.in_one_block) call.find_differences(tensors.threads);
@@ -356,7 +365,7 @@ void backward(const Call& tensors) {
     parallel_blocks(blocks_of(p.keys, key_size), sharing.blocks, [&](int64_t b) {
       Sweep<T>(call, head, unit, by_keys).run(0, rows, {b * key_size, smaller((b + 1) * key_size, p.keys)});
     });
-    parallel_blocks(wanted.queries ? RowBlock<T>::blocks(rows) : 0, sharing.blocks, [&](int64_t b) {
+    parallel_blocks(wanted.queries ? blocks_of(rows, size) : 0, sharing.blocks, [&](int64_t b) {
       Sweep<T>(call, head, unit, by_rows).run(b * size, smaller((b + 1) * size, rows), {0, p.keys});
     });
   });

@@ -176,7 +176,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
 
 template <class T>
 void forward_blocks(const Sources<T>& sources, const View& out, T* lse, int threads) {
-  const int64_t rows = sources.rows(), blocks = RowBlock<T>::blocks(rows), size = kBlockRows<T>;
+  const int64_t rows = sources.rows(), size = rows_per_block(sources.first()), blocks = blocks_of(rows, size);
   const Sharing sharing(sources.units(), sources.work(), threads);
   parallel_blocks(sources.units(), sharing.units, [&](int64_t unit) {
     OfEach<Head<T>> heads;

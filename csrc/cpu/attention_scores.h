@@ -145,12 +145,14 @@ class Seen {
   // Then products of kRowsAtOnce rows with those keys, in whole vectors, become −∞ where they are hidden.
   void hide(KeyRange some, T* products) const {
     constexpr int W = Vec<T>::size;
+    constexpr int64_t kStride = TileShape<T>::block_stride;
     for (int64_t j = some.first; j < some.last; j += W) {
-      if (!holes && j >= keys.first && j + W <= keys.last) continue;
+      if (!holes && j >= keys.first && j + W <= smaller(keys.last, some.last)) continue;
       const Vec<T> hidden = Vec<T>::load(hidden_ + j);
       for (int i = 0; i < kRowsAtOnce; ++i) {
-        T* const at = products + i * TileShape<T>::block_stride + j - some.first;
+        T* const at = products + i * kStride + j - some.first;
         (Vec<T>::load(at) + hidden).store(at);
+        for (int64_t lane = some.last - j; lane < W; ++lane) at[lane] = minus_infinity<T>();
       }
     }
   }

@@ -15,19 +15,19 @@ struct Softmax {
   // Turns scores into gate·exp(s − top), in whole vectors; returns what earlier sums are to be multiplied by.
   T weigh(T* s, int64_t n, T gate = T(1)) {
     constexpr int W = Vec<T>::size;
-    const int64_t whole = blocks_of(n, 2 * W) * 2 * W;
+    const int64_t whole = blocks_of(n, W) * W, pairs = whole / (2 * W) * 2 * W;
     for (int64_t j = n; j < whole; ++j) s[j] = minus_infinity<T>();
     Vec<T, 2> largest(minus_infinity<T>());
-    for (int64_t j = 0; j < whole; j += 2 * W) largest = max(Vec<T, 2>::load(s + j), largest);
-    const T factor = raise(max_of(largest));
-    const Vec<T, 2> shift(this->shift());
+    Vec<T> last(minus_infinity<T>());
+    for (int64_t j = 0; j < pairs; j += 2 * W) largest = max(Vec<T, 2>::load(s + j), largest);
+    if (pairs < whole) last = max(Vec<T>::load(s + pairs), last);
+    const T here = max_of(largest), there = max_of(last);
+    const T factor = raise(there > here ? there : here);
+    const T shift = this->shift();
     Vec<T, 2> sums(T(0));
-    for (int64_t j = 0; j < whole; j += 2 * W) {
-      const Vec<T, 2> weights = exp_flushed(Vec<T, 2>::load(s + j) - shift);
-      (weights * Vec<T, 2>(gate)).store(s + j);
-      sums += weights;
-    }
+    for (int64_t j = 0; j < pairs; j += 2 * W) sums += weigh_at<2>(s + j, shift, gate);
     total += sum(sums);
+    if (pairs < whole) total += sum(weigh_at<1>(s + pairs, shift, gate));
     return factor;
   }
 
@@ -54,6 +54,12 @@ struct Softmax {
   T weight_of(T score) const {
     if (score == top) return 1;
     return score == minus_infinity<T>() ? T(0) : exp(Vec<T>(score - top))[0];
+  }
+  template <int R>
+  static MMKERN_FN Vec<T, R> weigh_at(T* s, T shift, T gate) {
+    const Vec<T, R> weight = exp_flushed(Vec<T, R>::load(s) - Vec<T, R>(shift));
+    (weight * Vec<T, R>(gate)).store(s);
+    return weight;
   }
   // What turns Σ weight·v into the result; 0 where no key is seen.
   T inverse() const { return total == 0 ? T(0) : 1 / total; }

@@ -36,6 +36,7 @@ Build = Callable[[torch.Generator, Sizes], Any]
 SMALL = Sizes(2, 2, 1, 9, 21, 16, 16)
 GROUPED = Sizes(2, 4, 2, 9, 21, 16, 16)
 LONG = Sizes(1, 2, 1, 70, 300, 24, 40)
+WIDEST = Sizes(1, 2, 1, 14, 264, 16, 16)  # the most keys that one tile of scores holds, in doubles
 
 
 def randn(g: torch.Generator, *shape: int) -> Tensor:
@@ -146,6 +147,8 @@ SHAPES = [
     Sizes(1, 2, 2, 50, 77, 64, 64),
     Sizes(1, 1, 1, 123, 129, 80, 16),
     Sizes(1, 1, 1, 20, 257, 128, 128),
+    Sizes(1, 1, 1, 100, 272, 8, 8),
+    Sizes(1, 2, 1, 60, 113, 200, 24),
     Sizes(1, 2, 1, 100, 700, 32, 20),
     Sizes(2, 4, 1, 1, 300, 64, 64),
     Sizes(3, 4, 4, 1, 77, 24, 40),
@@ -199,7 +202,7 @@ MASKS: dict[str, dict[str, Any]] = {
 
 CASES: list[Case] = [
     *(case("plain", sizes) for sizes in SHAPES),
-    *(case(label, sizes, **given) for label, given in MASKS.items() for sizes in (SMALL, LONG)),
+    *(case(label, sizes, **given) for label, given in MASKS.items() for sizes in (SMALL, LONG, WIDEST)),
     case("more queries causal", Sizes(1, 2, 2, 40, 12, 16, 16), right=0),
     case("more queries resample", Sizes(1, 1, 1, 60, 25, 16, 16), left=1, right=1, alignment=RESAMPLE),
     case("one query key mask", Sizes(3, 4, 2, 1, 90, 32, 32), key_mask=key_mask),
