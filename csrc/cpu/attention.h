@@ -117,8 +117,11 @@ struct Problem {
   // Its place among all rows of [B, H, L].
   int64_t index(const Row& row) const { return (row.batch * heads + row.head) * queries + row.query; }
 
+  static int64_t place(const View& view, int64_t batch, int64_t head, int64_t i) {
+    return batch * view.strides[0] + head * view.strides[1] + i * view.strides[2];
+  }
   static Stored<T> at(const View& view, int64_t batch, int64_t head, int64_t i) {
-    return Stored<T>(view) + (batch * view.strides[0] + head * view.strides[1] + i * view.strides[2]);
+    return Stored<T>(view) + place(view, batch, head, i);
   }
   Stored<T> query(const Row& row) const { return at(q, row.batch, row.head, row.query); }
 

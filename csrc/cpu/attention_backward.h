@@ -189,22 +189,22 @@ class Sweep {
     }
     if (!wanted_.queries) return;
     if (queries) return head_.key_rows.multiply(slopes, keys, block.count, p_.width, Into<T>{queries, width_, true});
-    const Results<T> results(block, call_.grad_q, p_.width);
-    head_.key_rows.multiply(slopes, keys, block.count, p_.width,
-                            [&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
-                              if (r < block.count) results.put(r, d, Vec<T>(T(1)), sum, false);
-                            });
-    results.write();
+    Results<T>(block, call_.grad_q, p_.width, false).put([&](auto put) {
+      head_.key_rows.multiply(slopes, keys, block.count, p_.width,
+                              [&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
+                                if (r < block.count) put(r, d, sum, false);
+                              });
+    });
   }
 
   // Gradients of queries from their sums, of none where that is null.
   void write_queries(const RowBlock<T>& block, const T* sums) const {
     if (!wanted_.queries) return;
-    const Results<T> results(block, call_.grad_q, p_.width);
-    for (int64_t r = 0; r < block.count; ++r)
-      for (int64_t d = 0; d < width_; d += Vec<T>::size)
-        results.put(r, d, Vec<T>(T(1)), sums ? Vec<T>::load(sums + r * width_ + d) : Vec<T>(T(0)), false);
-    results.write();
+    Results<T>(block, call_.grad_q, p_.width, false).put([&](auto put) {
+      for (int64_t r = 0; r < block.count; ++r)
+        for (int64_t d = 0; d < width_; d += Vec<T>::size)
+          put(r, d, sums ? Vec<T>::load(sums + r * width_ + d) : Vec<T>(T(0)), false);
+    });
   }
 
   // A row that sees no key has weights 0.

@@ -134,9 +134,10 @@ class Walk {
     T factors[kBlockRows<T>];
     for (int64_t r = 0; r < rows; ++r) factors[r] = softmax_[r].inverse();
     const T* const before = began_ ? sums_ : nullptr;
-    f([&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
-      if (r >= rows) return;
-      results.put(r, d, Vec<T>(factors[r]), before ? sum + Vec<T>::load(before + r * cols_ + d) : sum, adds);
+    results.put([&](auto put) {
+      f([&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
+        if (r < rows) put(r, d, Vec<T>(factors[r]) * (before ? sum + Vec<T>::load(before + r * cols_ + d) : sum), adds);
+      });
     });
   }
 
@@ -158,7 +159,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
   }
   const Problem<T>& p = sources.first();
   const BlockRows<T> queries(blocks[0], p.q, packed_rows);
-  const Results<T> results(blocks[0], out, p.value_width);
+  const Results<T> results(blocks[0], out, p.value_width, sources.count() > 1);
   T gates[kRows];
   Walk<T> all(p.value_width);
   for (int i = 0; i < sources.count(); ++i) {

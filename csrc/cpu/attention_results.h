@@ -9,29 +9,32 @@ namespace attention {
 
 inline thread_local ThreadBuffer results_block;
 
-// A row of `out` for each of a block's: where it stays, or in a buffer while those are of a shorter type.
+// A row of `out` for each of a block's: where it stays, or in a buffer while sums of a shorter type are being added up.
 template <class T>
 class Results {
  public:
-  Results(const RowBlock<T>& block, const View& out, int64_t width) : block_(block), out_(out), width_(width) {
-    T* const buffer = results_block.reserve<T>(kBlockRows<T> * width_ + 1);
-    for (int64_t r = 0; r < block.count; ++r) {
-      T* const own = at(r).as_they_are();
-      rows_[r] = own ? own : buffer + r * width_;
-    }
+  Results(const RowBlock<T>& block, const View& out, int64_t width, bool is_sum)
+      : block_(block), out_(out), width_(width), buffered_(is_sum && !Stored<T>(out).as_they_are()) {
+    T* const buffer = buffered_ ? results_block.reserve<T>(kBlockRows<T> * width_ + 1) : nullptr;
+    for (int64_t r = 0; r < block.count; ++r) rows_[r] = buffered_ ? Stored<T>(buffer + r * width_) : at(r);
   }
 
-  // Row r, lanes from d on: factor·sum, added to what is there if `adds`.
-  MMKERN_FN void put(int64_t r, int64_t d, Vec<T> factor, Vec<T> sum, bool adds) const {
-    T* const to = rows_[r] + d;
-    if (d + Vec<T>::size <= width_)
-      (adds ? fma(factor, sum, Vec<T>::load(to)) : factor * sum).store(to);
-    else
-      (adds ? fma(factor, sum, Vec<T>::load(to, int(width_ - d))) : factor * sum).store(to, int(width_ - d));
+  // f(put), where put(r, d, value, adds) takes lanes from d on of row r, and adds them to what is there if `adds`.
+  template <class F>
+  void put(F f) const {
+    rows_[0].with([&](auto* first) {
+      using S = std::remove_pointer_t<decltype(first)>;
+      f([this](int64_t r, int64_t d, Vec<T> value, bool adds) __attribute__((always_inline)) {
+        S* const to = rows_[r].template as<S>() + d;
+        if (d + Vec<T>::size <= width_)
+          (adds ? value + Vec<T>::load(to) : value).store(to);
+        else
+          (adds ? value + Vec<T>::load(to, int(width_ - d)) : value).store(to, int(width_ - d));
+      });
+    });
   }
   void write() const {
-    for (int64_t r = 0; r < block_.count; ++r)
-      if (!at(r).as_they_are()) at(r).write(width_, rows_[r]);
+    for (int64_t r = 0; buffered_ && r < block_.count; ++r) at(r).write(width_, rows_[r].as_they_are());
   }
 
  private:
@@ -43,7 +46,8 @@ class Results {
   const RowBlock<T>& block_;
   const View& out_;
   const int64_t width_;
-  T* rows_[kBlockRows<T>];
+  const bool buffered_;
+  Stored<T> rows_[kBlockRows<T>];
 };
 
 }  // namespace attention

@@ -91,16 +91,18 @@ class BlockRows {
  public:
   BlockRows(const RowBlock<T>& block, const View& from, ThreadBuffer& buffer)
       : width_(from.sizes[3]), stride_(blocks_of(width_, Vec<T>::size) * Vec<T>::size), block_(block) {
-    const auto at = [&](int64_t r) {
-      const Row& row = block.rows[r];
-      return Problem<T>::at(from, row.batch, row.head, row.query);
-    };
-    const bool as_they_are = at(0).as_they_are();
-    T* const packed = as_they_are ? nullptr : buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
-    for (int64_t r = 0; r < block.count; ++r) {
-      rows_[r] = as_they_are ? at(r).as_they_are() : packed + r * stride_;
-      if (packed) at(r).read(width_, packed + r * stride_);
-    }
+    Stored<T>(from).with([&](const auto* data) {
+      using S = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+      if constexpr (std::is_same_v<S, T>) {
+        for (int64_t r = 0; r < block.count; ++r) rows_[r] = data + place(from, block.rows[r]);
+      } else {
+        T* const packed = buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
+        for (int64_t r = 0; r < block.count; ++r) {
+          rows_[r] = packed + r * stride_;
+          copy(data + place(from, block.rows[r]), packed + r * stride_);
+        }
+      }
+    });
   }
   const T* const* each() const { return rows_; }
 
@@ -110,12 +112,22 @@ class BlockRows {
     for (int64_t r = 1; r < block_.count; ++r) dense = dense && rows_[r] - rows_[r - 1] == stride_;
     if (dense && width_ == stride_) return {rows_[0], block_.count, width_, stride_};
     T* const packed = buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
-    for (int64_t r = 0; rows_[0] != packed && r < block_.count; ++r)
-      for_each_vec<T>(width_, [&](auto at) { at.store(packed + r * stride_, at.load(rows_[r])); });
+    for (int64_t r = 0; rows_[0] != packed && r < block_.count; ++r) copy(rows_[r], packed + r * stride_);
     return {packed, block_.count, width_, stride_};
   }
 
  private:
+  static int64_t place(const View& view, const Row& row) {
+    return Problem<T>::place(view, row.batch, row.head, row.query);
+  }
+  template <class S>
+  void copy(const S* from, T* to) const {
+    constexpr int W = Vec<T>::size;
+    int64_t d = 0;
+    for (; d + W <= width_; d += W) Vec<T>::load(from + d).store(to + d);
+    if (d < width_) Vec<T>::load(from + d, int(width_ - d)).store(to + d);
+  }
+
   const int64_t width_, stride_;
   const RowBlock<T>& block_;
   const T* rows_[kBlockRows<T>];

@@ -13,6 +13,7 @@ class Stored {
   Stored() = default;
   Stored(void* data, Dtype dtype) : data_(static_cast<char*>(data)), dtype_(dtype) {}
   explicit Stored(const View& view) : Stored(view.data, view.dtype) {}
+  explicit Stored(T* data) : Stored(data, sizeof(T) == sizeof(double) ? Dtype::float64 : Dtype::float32) {}
 
   explicit operator bool() const { return data_ != nullptr; }
   Stored operator+(int64_t elements) const { return {data_ + elements * bytes_of(dtype_), dtype_}; }
@@ -33,6 +34,11 @@ class Stored {
       if (dtype_ == Dtype::float16) return f(reinterpret_cast<half*>(data_));
       f(reinterpret_cast<T*>(data_));
     }
+  }
+  // As what `with` has shown them to be.
+  template <class S>
+  MMKERN_FN S* as() const {
+    return reinterpret_cast<S*>(data_);
   }
   // Where the numbers are T already, else null.
   T* as_they_are() const {
