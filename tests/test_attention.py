@@ -315,6 +315,16 @@ def test_a_nan_stays_in_its_row() -> None:
     assert not out.isnan().any()
 
 
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("options", [{}, {"softcap": 30.0}], ids=["plain", "softcap"])
+def test_keys_that_a_mask_hides_may_hold_anything(queries: int, options: dict[str, Any]) -> None:
+    q, k, v = qkv(queries=queries)
+    seen = torch.rand(2, 77) < 0.7
+    expected = ops.cross_attention(q, k, v, key_mask=seen, **options)
+    k[~seen[:, None].expand(-1, 4, -1)] = math.nan
+    assert torch.equal(ops.cross_attention(q, k, v, key_mask=seen, **options), expected)
+
+
 def test_results_lie_as_their_arguments_do() -> None:
     """Of [B, L, H, D] seen as [B, H, L, D]: a module's next view is no copy."""
     q, k, v = (torch.randn(2, n, 4, 8).transpose(1, 2).requires_grad_() for n in (5, 7, 7))

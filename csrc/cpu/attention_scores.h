@@ -163,7 +163,7 @@ class Seen {
       const Vec<T> hidden = Vec<T>::load(hidden_ + j);
       for (int i = 0; i < kRowsAtOnce; ++i) {
         T* const at = products + i * kStride + j - some.first;
-        (Vec<T>::load(at) + hidden).store(at);
+        select(hidden == Vec<T>(T(0)), Vec<T>::load(at), hidden).store(at);
         for (int64_t lane = some.last - j; lane < W; ++lane) at[lane] = minus_infinity<T>();
       }
     }
@@ -182,7 +182,7 @@ class Seen {
   }
 
   const bool plain_;
-  const T* const hidden_;  // 0 or −∞ to each key
+  const T* const hidden_;  // for each key: 0, or −∞ where it is hidden
 };
 
 }  // namespace attention
