@@ -13,8 +13,8 @@ namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace attention {
 
-inline thread_local ThreadBuffer value_columns, packed_grads, grad_tile, row_buffer, hidden_keys, query_sums, key_sums,
-    value_sums;
+inline thread_local ThreadBuffer value_columns, packed_grads, packed_outs, grad_tile, row_buffer, hidden_keys,
+    query_sums, key_sums, value_sums;
 
 template <class T>
 struct BackwardCall {
@@ -24,8 +24,6 @@ struct BackwardCall {
   const View &grad, &out, &grad_q, &grad_k, &grad_v;
   const T *const grad_lse, *const lse;
   const Broadcast grad_biases[Problem<T>::kBiases];
-  const bool in_one_block;  // a row meets all keys at once, and its d is found from them
-  Scratch<T> differences;   // else d, of all rows
 
   explicit BackwardCall(const Call& call)
       : p(call, kGrads),
@@ -36,44 +34,29 @@ struct BackwardCall {
         grad_v(call[kOuts + 4]),
         grad_lse(static_cast<const T*>(call[1].data)),
         lse(static_cast<const T*>(call[kOuts + 1].data)),
-        grad_biases{Broadcast(call[kOuts + 5]), Broadcast(call[kOuts + 6])},
-        in_one_block(p.keys <= KeyBlocks<T>::kMost),
-        differences(in_one_block ? 1 : p.batches * p.heads * p.queries) {}
+        grad_biases{Broadcast(call[kOuts + 5]), Broadcast(call[kOuts + 6])} {}
 
-  // Summed as a register tile sums grad vᵀ: of a row that sees one key, both are the same number to the last bit, and
-  // what is left of them is 0.
-  void find_differences(int threads) const {
-    constexpr int kChains = 4;  // hide the latency of fma
-    const int64_t n = p.value_width, rows = p.rows_per_group();
-    parallel_rows(p.units(), rows * n, threads, [&](int64_t begin, int64_t end) {
-      T* const buffer = packed_grads.reserve<T>(2 * kChains * n + 1);
-      for (int64_t unit = begin; rows > 0 && unit < end; ++unit) {
-        Row row = p.row(unit, 0);
-        for (int64_t first = 0; first < rows; first += kChains) {
-          const int chains = int(smaller(kChains, rows - first));
-          for (int c = 0; c < chains; ++c, row = p.after(row)) {
-            p.at(grad, row.batch, row.head, row.query).read(n, buffer + 2 * c * n);
-            p.at(out, row.batch, row.head, row.query).read(n, buffer + (2 * c + 1) * n);
-          }
-          Vec<T> totals[kChains];
-          for (Vec<T>& total : totals) total = Vec<T>(T(0));
-          for (int64_t k = 0; k < n; k += depth_of<T>(n)) {
-            Vec<T> sums[kChains];
-            for (Vec<T>& sum : sums) sum = Vec<T>(T(0));
-            for (int64_t d = k; d < smaller(k + depth_of<T>(n), n); ++d)
-              for (int c = 0; c < kChains; ++c) {
-                const T* const pair = buffer + 2 * c * n + d;
-                sums[c] = fma(Vec<T>(pair[0]), Vec<T>(pair[n]), sums[c]);
-              }
-            for (int c = 0; c < kChains; ++c) totals[c] = sums[c] + totals[c];
-          }
-          for (int c = 0; c < chains; ++c) {
-            const int64_t index = unit * rows + first + c;
-            differences.data[index] = totals[c][0] - grad_lse[index];
-          }
+  // d of the rows of a block, with a lane for each. Summed as a tile sums grad vᵀ: of a row that sees one key, both are
+  // the same number to the last bit, and what is left of them is 0.
+  void find_differences(const RowBlock<T>& block, const Rows<const T>& grads, const Rows<const T>& outs, T* to) const {
+    constexpr int W = Vec<T>::size;
+    const int64_t n = p.value_width, depth = depth_of<T>(n);
+    for (int64_t r = 0; r < block.count; r += W) {
+      Vec<T> total(T(0));
+      for (int64_t k = 0; k < n; k += depth) {
+        Vec<T> sum(T(0));
+        for (int64_t d = k; d < smaller(k + depth, n); d += W) {
+          Vec<T> x[W], y[W];
+          load_transposed(grads, r, d, x);
+          load_transposed(outs, r, d, y);
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) sum = fma(x[i], y[i], sum);
         }
+        total = sum + total;
       }
-    });
+      total.store(to + r);
+    }
+    for (int64_t r = 0; r < block.count; ++r) to[r] -= grad_lse[p.index(block.rows[r])];
   }
 };
 
@@ -172,13 +155,17 @@ class Sweep {
     T* const weights = tile_of_scores<T>(cache_block);
     T* const slopes = tile_of_scores<T>(grad_tile);
     const BlockRows<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
+    const BlockRows<T> outs(block, call_.out, packed_outs);
+    T differences[kBlockRows<T> + Vec<T>::size];
+    call_.find_differences(block, gs.matrix(packed_grads), outs.matrix(packed_outs), differences);
     score_rows(xs.each(), block.count, head_.key_columns + keys.first * p_.width, n, p_.width, weights,
                [](int64_t, int64_t) {});
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
       if (head_.seen.is_same(block, r, rows, keys))
-        differentiate_together(block, r, rows, keys, weights + r * ld, slopes + r * ld);
+        differentiate_together(block, r, rows, keys, differences, weights + r * ld, slopes + r * ld);
       else
-        for (int64_t i = r; i < r + rows; ++i) differentiate(block, i, keys, weights + i * ld, slopes + i * ld);
+        for (int64_t i = r; i < r + rows; ++i)
+          differentiate(block, i, keys, differences[i], weights + i * ld, slopes + i * ld);
     };
     score_rows(gs.each(), block.count, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes,
                differentiate_rows);
@@ -212,15 +199,8 @@ class Sweep {
     const T lse = call_.lse[index];
     return lse == minus_infinity<T>() ? -lse : lse;
   }
-  // d, given the sums of weight·(gradient of the weight) and of the weights, where the row has met all keys. The latter
-  // is 1 but for what rounding left in the log-sum: of a row that sees one key, nothing else is left.
-  T difference_of(int64_t index, T sum_of_products, T sum_of_weights) const {
-    if (!call_.in_one_block) return call_.differences.data[index];
-    return (sum_of_weights == 0 ? T(0) : sum_of_products / sum_of_weights) - call_.grad_lse[index];
-  }
-
   // Of one row: products become weights (those that dropout kept), and gradients of weights those of products.
-  void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T* s, T* slope) {
+  void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T d, T* s, T* slope) {
     const Row& row = block.rows[r];
     const int64_t n = keys.last - keys.first, index = p_.index(row);
     T* const cap_slope = row_buffer.reserve<T>(2 * ld);
@@ -239,11 +219,7 @@ class Sweep {
       for_each_kept(p_, row, keys.first, n, [&](int64_t j, T factor) { kept[j] = factor; });
       for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * at.load(kept)); });
     }
-    const auto sums = reduce_row<T, 2>(n, [&](auto at, Vec<T>* acc) {
-      acc[0] = fma(at.load(s), at.load(slope), acc[0]);
-      acc[1] += at.load(s);
-    });
-    const Vec<T> difference(difference_of(index, sums.total(0), sums.total(1))), scale(p_.scale);
+    const Vec<T> difference(d), scale(p_.scale);
     for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(s) * (at.load(slope) - difference)); });
     if (p_.drops()) for_each_vec<T>(n, [&](auto at) { at.store(s, at.load(s) * at.load(kept)); });
     for (int i = 0; i < Problem<T>::kBiases; ++i)
@@ -253,33 +229,25 @@ class Sweep {
   }
 
   // The same of n rows from r on that see the same keys, side by side.
-  void differentiate_together(const RowBlock<T>& block, int64_t r, int64_t n, KeyRange keys, T* s, T* slopes) {
+  void differentiate_together(const RowBlock<T>& block, int64_t r, int64_t n, KeyRange keys, const T* d, T* s,
+                              T* slopes) {
     constexpr int W = Vec<T>::size, R = kRowsAtOnce;
     const int64_t cols = keys.last - keys.first;
     const Vec<T> scale(p_.scale);
-    int64_t index[R];
-    Vec<T> shifts[R], products[R], totals[R], differences[R];
+    Vec<T> shifts[R], differences[R];
     for (int i = 0; i < R; ++i) {
-      index[i] = p_.index(block.rows[r + smaller(i, n - 1)]);
-      shifts[i] = Vec<T>(-shift_of(index[i]));
-      products[i] = totals[i] = Vec<T>(T(0));
+      const int64_t at = r + smaller(i, n - 1);
+      shifts[i] = Vec<T>(-shift_of(p_.index(block.rows[at])));
+      differences[i] = Vec<T>(d[at]);
     }
     head_.seen.hide(keys, s);
     for (int64_t j = 0; j < cols; j += W)
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) {
-        T* const at = s + i * ld + j;
-        const Vec<T> weight = exp_flushed(fma(Vec<T>::load(at), scale, shifts[i]));
-        weight.store(at);
-        products[i] = fma(weight, Vec<T>::load(slopes + i * ld + j), products[i]);
-        totals[i] += weight;
-      }
-    for (int i = 0; i < R; ++i) differences[i] = Vec<T>(difference_of(index[i], sum(products[i]), sum(totals[i])));
-    for (int64_t j = 0; j < cols; j += W)
-#pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) {
-        T* const slope = slopes + i * ld + j;
-        (scale * Vec<T>::load(s + i * ld + j) * (Vec<T>::load(slope) - differences[i])).store(slope);
+        T *const score = s + i * ld + j, *const slope = slopes + i * ld + j;
+        const Vec<T> weight = exp_flushed(fma(Vec<T>::load(score), scale, shifts[i]));
+        weight.store(score);
+        (scale * weight * (Vec<T>::load(slope) - differences[i])).store(slope);
       }
   }
 
@@ -346,7 +314,6 @@ void backward(const Call& tensors) {
   const int64_t rows = p.rows_per_group(), size = rows_per_block(p);
   const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size,
                         tensors.threads);
-  if (!call.in_one_block) call.find_differences(tensors.threads);
   Wanted wanted{bool(call.grad_q), call.grad_k || call.grad_v, {}};
   bool shared[Problem<T>::kBiases] = {};
   for (int i = 0; i < Problem<T>::kBiases; ++i) {

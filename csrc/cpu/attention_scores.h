@@ -34,11 +34,12 @@ MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, con
   for (int i = 0; i < kRowsAtOnce; ++i) x[i] = rows[smaller(i, n - 1)];
 #pragma GCC unroll 16
   for (int v = 0; v < kVecs; ++v) y[v] = columns + (first + v) / 2 * width * C + (first + v) % 2 * W;
+  const Into<T> into{to, kStride, adds};
   Vec<T> s[kRowsAtOnce][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kRowsAtOnce; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) s[i][v] = adds ? Vec<T>::load(to + i * kStride + v * W) : Vec<T>(T(0));
+    for (int v = 0; v < kVecs; ++v) s[i][v] = Vec<T>(T(0));
   for (int64_t line = k0; line < k1; line += kLine) {
     if (ahead)
 #pragma GCC unroll 16
@@ -58,7 +59,7 @@ MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, con
 #pragma GCC unroll 16
   for (int i = 0; i < kRowsAtOnce; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) s[i][v].store(to + i * kStride + v * W);
+    for (int v = 0; v < kVecs; ++v) into(i, v * W, s[i][v]);
 }
 
 // f(r, n) when the tile holds the products of rows r to r + n - 1, at most kRowsAtOnce, with the first `keys` of the
