@@ -156,8 +156,9 @@ class Sweep {
     T* const slopes = tile_of_scores<T>(grad_tile);
     const BlockRows<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
     const BlockRows<T> outs(block, call_.out, packed_outs);
+    const Rows<const T> grads = gs.matrix(packed_grads);
     T differences[kBlockRows<T> + Vec<T>::size];
-    call_.find_differences(block, gs.matrix(packed_grads), outs.matrix(packed_outs), differences);
+    call_.find_differences(block, grads, outs.matrix(packed_outs), differences);
     score_rows(xs.each(), block.count, head_.key_columns + keys.first * p_.width, n, p_.width, weights,
                [](int64_t, int64_t) {});
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
@@ -171,7 +172,7 @@ class Sweep {
                differentiate_rows);
     if (k) {
       const int64_t before = keys.first - origin;
-      add_transposed_product(weights, gs.matrix(packed_grads), n, v + before * value_width_, value_width_);
+      add_transposed_product(weights, grads, n, v + before * value_width_, value_width_);
       add_transposed_product(slopes, xs.matrix(packed_rows), n, k + before * width_, width_);
     }
     if (!wanted_.queries) return;
@@ -199,6 +200,7 @@ class Sweep {
     const T lse = call_.lse[index];
     return lse == minus_infinity<T>() ? -lse : lse;
   }
+
   // Of one row: products become weights (those that dropout kept), and gradients of weights those of products.
   void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T d, T* s, T* slope) {
     const Row& row = block.rows[r];
