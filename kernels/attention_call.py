@@ -50,12 +50,17 @@ KEY_BLOCKS = {
     2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
     4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
+# All keys, of 16 bits: by the larger width, padded, the first tile that has room for them. A bias would spill.
+ONE_PASS_BLOCKS = {64: (Blocks(32, 64, 4), Blocks(32, 128, 8)), 128: (Blocks(16, 64, 8),)}
 KEY_BLOCKS_BESIDE_BIAS = {**KEY_BLOCKS, 2: {**KEY_BLOCKS[2], 128: Blocks(16, 64, 8)}}
 BIAS_BLOCKS = {
     2: {64: Blocks(64, 32, 8), 128: Blocks(64, 16, 8), 256: Blocks(32, 16, 8)},
     4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _FEW_QUERIES = 16
+# Queries are cut into parts where programs are too few to fill a device, but not into less than pays for adding them up.
+_ENOUGH_PROGRAMS = 256
+_LEAST_ROWS = 256
 # All that a thread can have: left to itself ptxas spills a few to halve the registers. AMD's compiler knows no such option.
 _OPTIONS = {} if torch.version.hip else {"maxnreg": 255}
 
@@ -135,11 +140,35 @@ class Call:
     def key_programs(self, blocks: Blocks) -> int:
         return int(triton.cdiv(self.keys, blocks.keys)) * self.groups * self.batch
 
-    def blocks(self, table: dict[int, dict[int, Blocks]]) -> Blocks:
-        width = max(self.constants["BLOCK"], self.constants["VALUE_BLOCK"])
-        rows = table[self.problem.q.data.element_size()]
-        blocks = next((blocks for widest, blocks in rows.items() if width <= widest), rows[max(rows)])
+    @property
+    def has_bias(self) -> bool:
+        return self.problem.bias is not None or self.problem.attn_bias is not None
+
+    @property
+    def _width(self) -> int:
+        return max(self.constants["BLOCK"], self.constants["VALUE_BLOCK"])
+
+    def part_queries(self, blocks: Blocks) -> int:
+        """Of how many queries a program of the backward in one pass adds up the gradients of keys and values."""
+        parts = min(
+            triton.cdiv(_ENOUGH_PROGRAMS, max(self.groups * self.batch, 1)), self.queries * self.share // _LEAST_ROWS
+        )
+        return int(triton.cdiv(triton.cdiv(self.queries, max(parts, 1)), blocks.queries)) * blocks.queries or 1
+
+    def one_pass_blocks(self) -> Blocks | None:
+        """The tile that has room for all keys, if there is one."""
+        if self.problem.q.data.element_size() != 2 or self.has_bias:
+            return None
+        tiles = next((tiles for widest, tiles in ONE_PASS_BLOCKS.items() if self._width <= widest), ())
+        found = next((blocks for blocks in tiles if self.keys <= blocks.keys), None)
+        return None if found is None else self._of_few_queries(found)
+
+    def _of_few_queries(self, blocks: Blocks) -> Blocks:
         return replace(blocks, queries=_FEW_QUERIES) if self.queries <= _FEW_QUERIES else blocks
+
+    def blocks(self, table: dict[int, dict[int, Blocks]]) -> Blocks:
+        rows = table[self.problem.q.data.element_size()]
+        return self._of_few_queries(next((b for widest, b in rows.items() if self._width <= widest), rows[max(rows)]))
 
     def launch(self, kernel: Any, programs: int, blocks: Blocks, *tensors: Any, **constants: Any) -> None:
         self.launch_with(self.problem, self.numbers, kernel, programs, blocks, *tensors, **constants)

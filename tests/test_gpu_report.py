@@ -45,10 +45,12 @@ def test_pairwise_uses_matrix_instructions(target: str, opcode: str, private_cac
 def test_attention_uses_matrix_instructions(target: str, opcode: str, private_cache: Path) -> None:
     variant = Variant(gpu_report_triton.ATTENTION, "bfloat16", 64, backward=True, rows=512, masked=True)
     rows = {row.kernel: row for row in gpu_report_triton.compile_variant(variant, target)}
-    assert set(rows) == {"delta_kernel", "queries_kernel", "keys_kernel", "bias_kernel"}
+    short = Variant(gpu_report_triton.ATTENTION, "bfloat16", 64, backward=True, rows=512, keys=77)
+    rows |= {row.kernel: row for row in gpu_report_triton.compile_variant(short, target)}
+    assert set(rows) == {"queries_kernel", "keys_kernel", "bias_kernel", "one_pass_kernel"}
     for name, row in rows.items():
         assert not row.spilled, name
-        assert name == "delta_kernel" or row.matrix[opcode] > 0, name
+        assert row.matrix[opcode] > 0, name
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -112,10 +114,11 @@ def test_bytes_are_counted_exactly(private_cache: Path) -> None:
 
 
 def test_attention_reads_its_inputs_once(private_cache: Path) -> None:
-    """Where a head's queries are one tile."""
-    variant = Variant(gpu_report_triton.ATTENTION, "float16", 64, rows=512)
-    moved, least = gpu_report_triton.traffic([variant])[str(variant)]
-    assert moved <= 1.1 * least
+    """Where a head's queries are one tile; the gradients where its keys are one."""
+    forward = Variant(gpu_report_triton.ATTENTION, "float16", 64, rows=512)
+    short = Variant(gpu_report_triton.ATTENTION, "float16", 64, backward=True, rows=512, keys=77)
+    for variant, (moved, least) in gpu_report_triton.traffic([forward, short]).items():
+        assert moved <= 1.1 * least, variant
 
 
 def test_occupancy() -> None:

@@ -30,7 +30,10 @@ _MATRIX = ("HGMMA", "UTCHMMA", "HMMA")
 
 @dataclass(frozen=True)
 class Variant:
-    """One call of a launcher: ``op``, or its gradient, on ``[rows, depth]`` inputs; attention also with masks."""
+    """One call of a launcher: ``op``, or its gradient, on ``[rows, depth]`` inputs; attention also with masks.
+
+    ``keys``: of attention, where they are not ``rows``; then it has no bias.
+    """
 
     op: str
     dtype: str
@@ -38,10 +41,11 @@ class Variant:
     backward: bool = False
     rows: int = 64
     masked: bool = False
+    keys: int = 0
 
     def __str__(self) -> str:
-        masks = ", masked" if self.masked else ""
-        return f"{self.op}{' backward' if self.backward else ''}, {self.dtype}, D = {self.depth}{masks}"
+        keys, masks = f", S = {self.keys}" if self.keys else "", ", masked" if self.masked else ""
+        return f"{self.op}{' backward' if self.backward else ''}, {self.dtype}, D = {self.depth}{keys}{masks}"
 
 
 _RADIAL = (
@@ -81,6 +85,10 @@ def variants(everything: bool = False) -> list[Variant]:
             for op in (ATTENTION, PACKED):
                 found += [Variant(op, dtype, depth, backward, 512, masked) for backward, masked in calls]
         found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 256)]
+        if dtype != "float32":  # all keys in one tile
+            for depth, keys in ((64, 64), (64, 77), (80, 50), (128, 50)):
+                short = Variant(ATTENTION, dtype, depth, True, 512, keys=keys)
+                found += [short, replace(short, masked=True), replace(short, op=PACKED, masked=True)]
         for depth in (64, 128, 256):
             found += [Variant(SOURCES, dtype, depth, rows=512, masked=masked) for masked in (False, True)]
     if everything:
@@ -138,23 +146,25 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
 
 
 def _attention_call(variant: Variant) -> tuple[Callable[[], None], int]:
-    """Two heads of each; masked: a key mask, a bias for each head, causal."""
+    """Two heads of each; masked: a key mask, causal, and a bias for each head."""
     import torch
     from mmkern.kernels import attention
 
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
-    n, d = variant.rows, variant.depth
-    q, k, v = (torch.randn(1, 2, n, d).to(dtype) for _ in range(3))
-    key_mask, bias = torch.rand(1, n) < 0.9, torch.randn(1, 2, n, n).to(dtype)
-    masks = [key_mask, None, None, bias, None, None] if variant.masked else [None] * 6
+    n, d, keys = variant.rows, variant.depth, variant.keys or variant.rows
+    q, k, v = (torch.randn(1, 2, rows, d).to(dtype) for rows in (n, keys, keys))
+    masks: list[Any] = [None] * 6
+    if variant.masked:
+        masks[0] = torch.rand(1, keys) < 0.9
+        masks[3] = None if variant.keys else torch.randn(1, 2, n, n).to(dtype)
     arguments = [q, k, v, *masks, d**-0.5, 0.0, -1, 0 if variant.masked else -1, 1, 0.0]
     outs = [torch.empty_like(q), torch.empty(1, 2, n)]
     used = [x for x in (*arguments, *outs) if isinstance(x, torch.Tensor)]
     if not variant.backward:
         return lambda: attention.cross_attention(*arguments, *outs), _bytes(used)
     attention_gradients = [torch.empty_like(x) for x in (q, k, v)]
-    bias_gradients = [None, torch.empty(1, 2, n, n) if variant.masked else None]
+    bias_gradients = [None, None if masks[3] is None else torch.empty(1, 2, n, n)]
     given = [torch.ones_like(out) for out in outs]
     used += [x for x in (*given, *attention_gradients, *bias_gradients) if x is not None]
 
@@ -171,12 +181,12 @@ def _packed_call(variant: Variant) -> tuple[Callable[[], None], int]:
 
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
-    n, d = variant.rows, variant.depth
-    q, k, v = (torch.randn(n, 2, d).to(dtype) for _ in range(3))
-    begin, longest = torch.tensor([0, n // 4, n]), n - n // 4
-    prefixes, right = (torch.tensor([1, n // 8]), 0) if variant.masked else (None, -1)
-    arguments = [q, k, v, begin, begin, prefixes, None, longest, longest, d**-0.5, 0.0, -1, right, 1, 0.0]
-    outs = [torch.empty_like(q), torch.empty(2, n)]
+    lengths, d = (variant.rows, variant.keys or variant.rows), variant.depth
+    q, k, v = (torch.randn(n, 2, d).to(dtype) for n in (*lengths, lengths[1]))
+    begins, longest = [torch.tensor([0, n // 4, n]) for n in lengths], [n - n // 4 for n in lengths]
+    prefixes, right = (torch.tensor([1, lengths[1] // 8]), 0) if variant.masked else (None, -1)
+    arguments = [q, k, v, *begins, prefixes, None, *longest, d**-0.5, 0.0, -1, right, 1, 0.0]
+    outs = [torch.empty_like(q), torch.empty(2, len(q))]
     used = [x for x in (*arguments, *outs) if isinstance(x, torch.Tensor)]
     if not variant.backward:
         return lambda: attention.cross_attention_varlen(*arguments, *outs), _bytes(used)
@@ -375,10 +385,17 @@ def _key(variant: Variant, target: str) -> str:
     return key.hexdigest()[:32]
 
 
+def _small(variant: Variant) -> Variant:
+    """Of attention one tile of queries, but as many tiles of keys as take the same kernels."""
+    rows = {**dict.fromkeys(PAIRWISE, 128), ATTENTION: 16, PACKED: 16}.get(variant.op, 8)
+    has_bias = variant.op == ATTENTION and variant.masked and not variant.keys
+    several = 0 if variant.op not in (ATTENTION, PACKED) or has_bias else 176
+    return replace(variant, rows=min(variant.rows, rows), keys=variant.keys or several)
+
+
 def traffic(wanted: Sequence[Variant]) -> dict[str, tuple[int, int]]:
     """Bytes moved, and the least possible, of each variant: counted by the interpreter in a process of its own."""
-    rows = {**dict.fromkeys(PAIRWISE, 128), ATTENTION: 16, PACKED: 16}  # attention: one tile of queries
-    small = [replace(v, rows=min(v.rows, rows.get(v.op, 8))) for v in wanted]
+    small = [_small(v) for v in wanted]
     key = hashlib.sha256("".join(_key(v, "") for v in small).encode()).hexdigest()[:32]
     kept = cache_folder() / f"traffic-{key}.json"
     if not kept.exists():

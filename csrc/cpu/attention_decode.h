@@ -191,10 +191,7 @@ void decode(const Sources<T>& sources, const View& out, T* lse, int threads) {
       }
       if (sources.joint) multiply(total, D, all.inverse());
       p.at(out, row.batch, row.head, row.query).write(D, total);
-      if (!lse) continue;
-      T logs[Vec<T>::size];
-      logs_of_sums(&all, 1, logs);
-      lse[p.index(row)] = logs[0];
+      if (lse) logs_of_sums(&all, 1, lse + p.index(row));
     }
 }
 

@@ -65,11 +65,14 @@ struct Softmax {
   T inverse() const { return total == 0 ? T(0) : 1 / total; }
 };
 
-// Scalar: for (r < n) logs[r] = log Σ exp(s) of row r;  logs in whole vectors
+// Scalar: for (r < n) logs[r] = log Σ exp(s) of row r
 template <class T>
 void logs_of_sums(const Softmax<T>* rows, int64_t n, T* logs) {
   for (int64_t r = 0; r < n; ++r) logs[r] = rows[r].total;
-  for (int64_t r = 0; r < n; r += Vec<T>::size) log(Vec<T>::load(logs + r)).store(logs + r);
+  for (int64_t r = 0; r < n; r += Vec<T>::size) {
+    const int count = int(std::min<int64_t>(Vec<T>::size, n - r));
+    log(Vec<T>::load(logs + r, count)).store(logs + r, count);
+  }
   for (int64_t r = 0; r < n; ++r) logs[r] += rows[r].top;
 }
 

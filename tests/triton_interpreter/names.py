@@ -18,6 +18,7 @@ ATTENTION_CHECKS = (
     "attention_shapes",
     "attention_dropout",
     "attention_many_tiles",
+    "attention_in_one_pass",
     "attention_beyond_the_last_query",
     "attention_same_bits",
     "attention_expanded_gradient",

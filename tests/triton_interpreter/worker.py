@@ -11,7 +11,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mmkern import testing
 from mmkern.ops._define import Op
 from mmkern.reference.attention import kept
 from tests.cases.attention import CASES as ATTENTION_CASES
-from tests.cases.attention import LONG, shares_at_a_word
+from tests.cases.attention import LONG, Sizes, shares_at_a_word
 from tests.cases.attention import case as attention_case
 from tests.cases.attention_rows import CASES as ROWS_CASES
 from tests.cases.attention_varlen import CASES as PACKED_CASES
@@ -160,14 +160,42 @@ def attention_many_tiles() -> None:
         hold_to_contract(prefix, torch.float32)
 
 
+def attention_in_one_pass() -> None:
+    """Gradients where one tile has all keys; those of keys and values from several parts of the queries."""
+    with _parts_of(rows=40):
+        for case in (*ATTENTION_CASES, *PACKED_CASES):
+            kind = case.label.rpartition("-")[0]
+            if "bias" in kind or kind in _FOR_DECODING or case.label in _MET_ELSEWHERE:
+                continue
+            queries, keys = (x.shape[-2 if case.op == ATTENTION else 0] for x in case.arguments(torch.bfloat16)[:2])
+            if queries <= 128 and keys <= 128:  # tiles of which many would only take time
+                hold_to_contract(case, torch.bfloat16)
+        for sizes in (Sizes(2, 4, 2, 70, 77, 40, 64), Sizes(1, 2, 2, 130, 50, 72, 128)):
+            hold_to_contract(attention_case("plain", sizes), torch.float16)
+
+
 @contextmanager
-def _tiles(queries: int, keys: int) -> Iterator[None]:
-    blocks = attention_call.Call.blocks
-    attention_call.Call.blocks = lambda self, table: attention_call.Blocks(queries, keys, 4)
+def _replaced(**methods: Any) -> Iterator[None]:
+    """Other methods of Call."""
+    before = {name: getattr(attention_call.Call, name) for name in methods}
+    for name, method in methods.items():
+        setattr(attention_call.Call, name, method)
     try:
         yield
     finally:
-        attention_call.Call.blocks = blocks
+        for name, method in before.items():
+            setattr(attention_call.Call, name, method)
+
+
+def _tiles(queries: int, keys: int) -> AbstractContextManager[None]:
+    """One after the other along the keys."""
+    return _replaced(
+        blocks=lambda self, table: attention_call.Blocks(queries, keys, 4), one_pass_blocks=lambda self: None
+    )
+
+
+def _parts_of(rows: int) -> AbstractContextManager[None]:
+    return _replaced(part_queries=lambda self, blocks: -(-rows // blocks.queries) * blocks.queries)
 
 
 def attention_dropout() -> None:
