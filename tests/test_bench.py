@@ -215,6 +215,16 @@ def test_verdicts(metric: str, measured: float | None, bound: Bound, status: str
     assert verdict.holds == (status not in ("below floor", "not measured"))
 
 
+def test_a_floor_of_an_isa_level_holds_there_alone(tmp_path: Path) -> None:
+    m = measurement(sgemm=0.7)
+    before = {m.case: {"sgemm": Bound(0.8, 0.9, floor_on={"avx512": 0.6})}}
+    for isa, status in (("avx2", "below floor"), ("avx512", "below goal")):
+        (verdict,) = floors.judge(before, {m.case: m}, [m.case], isa)
+        assert verdict.status == status
+    floors.save(tmp_path / "floors.json", floors.raised(before, {m.case: m}, "avx512"))
+    assert floors.load(tmp_path / "floors.json")[m.case]["sgemm"] == Bound(0.8, 0.9, floor_on={"avx512": 0.63})
+
+
 def test_new_floors_leave_room_and_stop_at_the_goal(tmp_path: Path) -> None:
     m = measurement(eager=3.0, compile=2.0, overhead_us=2.0, of_mul=1.7)
     before = {

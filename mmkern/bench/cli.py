@@ -67,6 +67,10 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def isa(self) -> str:
+        return str(self.machine.get("isa", ""))
+
 
 def _measure(options: argparse.Namespace) -> int:
     console, suite = table.console(), load_suite(options.suite)
@@ -85,7 +89,7 @@ def _measure(options: argparse.Namespace) -> int:
         console.print(f"kept as {history.append(options.history or options.suite / 'history', run)}")
         _draw(console, run, bounds, options.picture)
     if options.set_floors:
-        floors.save(options.suite / "floors.json", floors.raised(bounds, outcome.measured))
+        floors.save(options.suite / "floors.json", floors.raised(bounds, outcome.measured, outcome.isa))
         console.print(f"set the floors in {options.suite / 'floors.json'}")
     return _report_failures(console, outcome)
 
@@ -103,12 +107,13 @@ def _check(options: argparse.Namespace) -> int:
     names = [name for name in bounds if options.only in name]
     outcome = _run(console, options, names, _plan(options), "tuned")
     judged = dict(outcome.measured)
-    weak = dict.fromkeys(v.case for v in floors.judge(bounds, judged, names) if not v.holds and v.case in judged)
+    verdicts = floors.judge(bounds, judged, names, outcome.isa)
+    weak = dict.fromkeys(v.case for v in verdicts if not v.holds and v.case in judged)
     if weak:  # a busy moment, or a regression: a second run tells
         again = _run(console, options, list(weak), replace(_plan(options), check=False), "once more")
         judged |= {name: _better(judged[name], m) for name, m in again.measured.items()}
         outcome.measured |= again.measured
-    found = floors.judge(bounds, judged, names)
+    found = floors.judge(bounds, judged, names, outcome.isa)
     console.print(table.verdicts(found))
     if outcome.measured:
         run = history.new_run(outcome.machine, outcome.measured, options.suite)

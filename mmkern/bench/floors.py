@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import metrics
@@ -16,11 +16,23 @@ ROOM = 0.9  # a floor is this share of what was measured: room for noise
 
 @dataclass(frozen=True)
 class Bound:
-    """The floor and the goal of one metric of one case; None where there is none yet."""
+    """The floor and the goal of one metric of one case; None where there is none yet.
+
+    ``floor_on``: by ISA level, where another floor holds: wider registers make a share of sgemm's rate harder to reach.
+    """
 
     floor: float | None = None
     goal: float | None = None
     why: str = ""
+    floor_on: Mapping[str, float] = field(default_factory=dict)
+
+    def on(self, isa: str) -> Bound:
+        return replace(self, floor=self.floor_on.get(isa, self.floor), floor_on={})
+
+    def with_floor(self, floor: float, isa: str) -> Bound:
+        if isa in self.floor_on:
+            return replace(self, floor_on={**self.floor_on, isa: floor})
+        return replace(self, floor=floor)
 
 
 Floors = Mapping[str, Mapping[str, Bound]]
@@ -69,30 +81,30 @@ def save(path: Path, floors: Floors) -> None:
     os.replace(part, path)
 
 
-def judge(floors: Floors, measured: Mapping[str, Measurement], cases: Iterable[str]) -> list[Verdict]:
-    """A verdict for every bound of the cases."""
+def judge(floors: Floors, measured: Mapping[str, Measurement], cases: Iterable[str], isa: str = "") -> list[Verdict]:
+    """A verdict for every bound of the cases, as measured at this ISA level."""
     return [
-        Verdict(case, metric, bound, measured[case].metrics.get(metric) if case in measured else None)
+        Verdict(case, metric, bound.on(isa), measured[case].metrics.get(metric) if case in measured else None)
         for case in cases
         for metric, bound in floors[case].items()
     ]
 
 
-def raised(floors: Floors, measured: Mapping[str, Measurement]) -> dict[str, dict[str, Bound]]:
+def raised(floors: Floors, measured: Mapping[str, Measurement], isa: str = "") -> dict[str, dict[str, Bound]]:
     """The same table with each measured figure's floor at nine tenths of it, never beyond the goal."""
     return {
         case: {
-            metric: _raised(metric, bound, measured[case].metrics.get(metric) if case in measured else None)
+            metric: _raised(metric, bound, measured[case].metrics.get(metric) if case in measured else None, isa)
             for metric, bound in bounds.items()
         }
         for case, bounds in floors.items()
     }
 
 
-def _raised(metric: str, bound: Bound, measured: float | None) -> Bound:
+def _raised(metric: str, bound: Bound, measured: float | None, isa: str) -> Bound:
     if measured is None:
         return bound
     floor = metrics.loosened(metric, measured, ROOM)
     if bound.goal is not None and metrics.reaches(metric, floor, bound.goal):
         floor = bound.goal
-    return replace(bound, floor=float(f"{floor:.3g}"))
+    return bound.with_floor(float(f"{floor:.3g}"), isa)
