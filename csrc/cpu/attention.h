@@ -242,7 +242,7 @@ int64_t rows_per_block(const Problem<T>& p) {
   if (p.left < 0 || p.right < 0) return kBlockRows<T> / 2;
   const int64_t band = p.left + p.right + 1;
   const int64_t rows = p.alignment == Alignment::resample && p.keys ? band * p.queries / p.keys : band;
-  return smaller(blocks_of(rows / 4 + 1, kRows) * kRows, kBlockRows<T>);
+  return smaller(up_to(kRows, rows / 4 + 1), kBlockRows<T>);
 }
 
 // At most kBlockRows<T> rows of a unit.
@@ -273,7 +273,7 @@ struct KeyBlocks {
       : first(range.first / TileShape<T>::cols * TileShape<T>::cols), last(range.last), size(0) {
     if (range.is_empty()) return;
     const int64_t n = last - first, blocks = blocks_of(n, most_of(n));
-    size = blocks_of(blocks_of(n, blocks), TileShape<T>::cols) * TileShape<T>::cols;
+    size = up_to(TileShape<T>::cols, blocks_of(n, blocks));
   }
   // The size of a block of n keys.
   static int64_t most_of(int64_t n) { return n <= kMost ? kMost : TileShape<T>::block_cols; }
@@ -286,7 +286,7 @@ template <class T>
 const T* pack_head_columns(const Problem<T>& p, const View& view, int64_t unit, KeyRange range, int threads,
                            ThreadBuffer& buffer) {
   const int64_t D = view.sizes[3], cols = TileShape<T>::cols;
-  T* const packed = buffer.reserve<T>(blocks_of(p.keys, cols) * cols * D + 1);
+  T* const packed = buffer.reserve<T>(up_to(cols, p.keys) * D + 1);
   p.at(view, unit / p.groups, unit % p.groups, 0).with([&](auto* data) {
     using S = std::remove_pointer_t<decltype(data)>;
     const Rows<const S> rows{data, view.sizes[2], D, view.strides[2]};

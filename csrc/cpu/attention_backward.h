@@ -87,11 +87,6 @@ MMKERN_FN void add_transposed_product(const T* x, const Rows<const T>& y, int64_
       x, [&](int64_t j) { return y.data + j; }, y.stride, keys, y.cols, y.rows, Into<T>{to, ld, true});
 }
 
-template <class T>
-int64_t whole_vectors(int64_t n) {
-  return n ? blocks_of(n, Vec<T>::size) * Vec<T>::size : Vec<T>::size;
-}
-
 // Rows [first_row, last_row) of a unit against a range of its keys.
 template <class T>
 class Sweep {
@@ -105,8 +100,8 @@ class Sweep {
         head_(head),
         unit_(unit),
         wanted_(wanted),
-        width_(whole_vectors<T>(p_.width)),
-        value_width_(whole_vectors<T>(p_.value_width)) {}
+        width_(up_to(Vec<T>::size, p_.width)),
+        value_width_(up_to(Vec<T>::size, std::max<int64_t>(p_.value_width, 1))) {}
 
   void run(int64_t first_row, int64_t last_row, KeyRange range) {
     const KeyBlocks<T> blocks(range.within(head_.seen.keys));
@@ -115,7 +110,7 @@ class Sweep {
     T* const queries = wanted_.queries && !at_once ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
     for (int64_t b = 0; b < blocks.count(); ++b) {
       const KeyRange keys = blocks[b];
-      const int64_t padded_keys = blocks_of(keys.last - keys.first, Shape::rows) * Shape::rows;
+      const int64_t padded_keys = up_to(Shape::rows, keys.last - keys.first);
       T* const k = wanted_.keys ? zeros(key_sums, padded_keys * width_) : nullptr;
       T* const v = wanted_.keys ? zeros(value_sums, padded_keys * value_width_) : nullptr;
       for (int64_t r = first_row; r < last_row; r += size) {
@@ -145,7 +140,7 @@ class Sweep {
   // As far as whole vectors reach: a tile of the products with the keys writes no others.
   static KeyRange in_vectors(KeyRange keys, int64_t last) {
     if (keys.is_empty()) return keys;
-    return {KeyBlocks<T>(keys).first, smaller(last, blocks_of(keys.last, Vec<T>::size) * Vec<T>::size)};
+    return {KeyBlocks<T>(keys).first, smaller(last, up_to(Vec<T>::size, keys.last))};
   }
 
   // `queries` is null where the gradients of the rows are complete with these keys; k and v are sums for those from

@@ -33,7 +33,7 @@ template <class T>
 class Walk {
  public:
   explicit Walk(int64_t value_width)
-      : cols_(blocks_of(value_width, W) * W), sums_(sums_block.reserve<T>(kBlockRows<T> * cols_ + 1)) {}
+      : cols_(up_to(W, value_width)), sums_(sums_block.reserve<T>(kBlockRows<T> * cols_ + 1)) {}
 
   // Anew, along other keys.
   void begin() {

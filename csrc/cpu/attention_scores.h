@@ -91,7 +91,7 @@ template <class T>
 class BlockRows {
  public:
   BlockRows(const RowBlock<T>& block, const View& from, ThreadBuffer& buffer)
-      : width_(from.sizes[3]), stride_(blocks_of(width_, Vec<T>::size) * Vec<T>::size), block_(block) {
+      : width_(from.sizes[3]), stride_(up_to(Vec<T>::size, width_)), block_(block) {
     Stored<T>(from).with([&](const auto* data) {
       using S = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
       if constexpr (std::is_same_v<S, T>) {

@@ -15,7 +15,7 @@ struct Softmax {
   // Turns scores into gate·exp(s − top), in whole vectors; returns what earlier sums are to be multiplied by.
   T weigh(T* s, int64_t n, T gate = T(1)) {
     constexpr int W = Vec<T>::size;
-    const int64_t whole = blocks_of(n, W) * W, pairs = whole / (2 * W) * 2 * W;
+    const int64_t whole = up_to(W, n), pairs = whole / (2 * W) * 2 * W;
     for (int64_t j = n; j < whole; ++j) s[j] = minus_infinity<T>();
     Vec<T, 2> largest(minus_infinity<T>());
     Vec<T> last(minus_infinity<T>());
@@ -70,7 +70,7 @@ template <class T>
 void logs_of_sums(const Softmax<T>* rows, int64_t n, T* logs) {
   for (int64_t r = 0; r < n; ++r) logs[r] = rows[r].total;
   for (int64_t r = 0; r < n; r += Vec<T>::size) {
-    const int count = int(std::min<int64_t>(Vec<T>::size, n - r));
+    const int count = int(smaller(Vec<T>::size, n - r));
     log(Vec<T>::load(logs + r, count)).store(logs + r, count);
   }
   for (int64_t r = 0; r < n; ++r) logs[r] += rows[r].top;

@@ -71,6 +71,7 @@ inline thread_local ThreadBuffer packed_columns, packed_rows, cache_block;
 
 MMKERN_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MMKERN_FN int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+MMKERN_FN int64_t up_to(int64_t multiple, int64_t n) { return blocks_of(n, multiple) * multiple; }
 
 // A place for sums: to[i * ld + j] = sum, or += sum.
 template <class T>
@@ -175,7 +176,7 @@ MMKERN_FN int64_t depth_of(int64_t D) {
   constexpr int W = Vec<T>::size;
   static_assert(TileShape<T>::depth % W == 0);
   if (D == 0) return W;
-  return blocks_of(blocks_of(D, blocks_of(D, TileShape<T>::depth)), W) * W;
+  return up_to(W, blocks_of(D, blocks_of(D, TileShape<T>::depth)));
 }
 
 // Scalar: for (i < rows) for (k in [k0, k1)) packed[i][k - k0] = x[i0 + i][k];  rows from x.rows on count as 0
@@ -255,8 +256,8 @@ inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
     });
     parallel_blocks(blocks_of(x.rows, Shape::block_rows), threads, [&](int64_t b) {
       const int64_t i0 = b * Shape::block_rows, rows = smaller(Shape::block_rows, x.rows - i0);
-      const int64_t padded_rows = blocks_of(rows, Shape::row_step) * Shape::row_step;
-      T* const xs = packed_rows.reserve<T>(padded_rows * blocks_of(D, Shape::depth) * Shape::depth);
+      const int64_t padded_rows = up_to(Shape::row_step, rows);
+      T* const xs = packed_rows.reserve<T>(padded_rows * up_to(Shape::depth, D));
       T* const block = cache_block.reserve<T>(Shape::block_rows * Shape::block_stride);
       pack_rows(x, i0, padded_rows, xs);
       for (int64_t j = 0; j < cols; j += Shape::block_cols) {
