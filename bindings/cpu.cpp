@@ -59,6 +59,7 @@ const Level kLevels[] = {MMKERN_FOR_EACH_LEVEL(MMKERN_LEVEL)};
 
 const Level& choose_level() {
   const char* wanted = std::getenv("MMKERN_CPU_ISA");
+  if (wanted && !*wanted) wanted = nullptr;
   const Level* best = nullptr;
   std::string names;
   for (const Level& level : kLevels) {

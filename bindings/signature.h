@@ -262,7 +262,12 @@ class Signature {
 
   static double number(const TensorReader& reader, PyObject* object) {
     if (PyFloat_Check(object)) return PyFloat_AS_DOUBLE(object);
-    if (PyLong_Check(object)) return PyLong_AsDouble(object);
+    if (PyLong_Check(object)) {
+      const double value = PyLong_AsDouble(object);
+      if (!PyErr_Occurred()) return value;
+      PyErr_Clear();
+      throw BadArgument{"must be within the range of a float"};
+    }
     View view;
     reader.read(object, view);
     if (view.rank != 0 || !view.data) throw BadArgument{"must be a number or a 0-d tensor"};

@@ -306,6 +306,25 @@ def test_a_row_that_sees_nothing_gives_zero_and_no_gradient() -> None:
     assert all(g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": torch.zeros(1)}, {"is_causal": True}], ids=["plain", "bias", "causal"]
+)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 300), (3, 50), (40, 50), (9, 600)])
+@pytest.mark.parametrize("size", [1e3, 1e5])
+def test_far_scores_are_the_same_forward_and_backward(
+    size: float, queries: int, keys: int, options: dict[str, Any]
+) -> None:
+    """One weight is 1 and the others 0, and backward finds just these: a score's rounding is far more than 1."""
+    q, k = size * torch.randn(2, 2, queries, 80), size * torch.randn(2, 2, keys, 80)
+    v = torch.randn(2, 2, keys, 16, requires_grad=True)
+    out = ops.cross_attention(q, k, v, **options)
+    hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1) if "is_causal" in options else False
+    chosen = (q.double() @ k.double().mT).masked_fill(torch.as_tensor(hidden), -math.inf).argmax(-1)
+    expected = torch.nn.functional.one_hot(chosen, keys).float()
+    torch.testing.assert_close(out, expected @ v)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), v)[0], expected.sum(-2)[..., None].expand_as(v))
+
+
 def test_a_nan_stays_in_its_row() -> None:
     q, k, v = qkv()
     q[0, 1, 7, 3] = math.nan
@@ -349,7 +368,35 @@ def test_memory_beyond_the_output_does_not_grow_with_the_scores() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def _options(error: type[Exception], message: str, **options: Any) -> tuple[Any, type[Exception], str]:
+    return lambda q, k, v: ops.cross_attention(q, k, v, **options), error, message
+
+
 BAD: list[tuple[Callable[[Tensor, Tensor, Tensor], Any], type[Exception], str]] = [
+    _options(TypeError, "scale is Tensor, expected a finite number", scale=torch.tensor(0.5, requires_grad=True)),
+    _options(TypeError, "scale is str, expected a finite number", scale="a"),
+    _options(ValueError, "scale is nan, expected a finite number", scale=math.nan),
+    _options(ValueError, "scale is 10+, expected a finite number", scale=10**400),
+    _options(ValueError, "softcap is inf, expected a finite number above 0", softcap=math.inf),
+    _options(TypeError, "softcap is list, expected a finite number above 0", softcap=[1.0]),
+    _options(TypeError, "dropout_p is str, expected a number in", dropout_p="a"),
+    _options(ValueError, "window_size is 3, expected two integers", window_size=3),
+    _options(ValueError, "window_size is .True, False., expected two integers", window_size=(True, False)),
+    _options(TypeError, "is_causal is str, expected a bool", is_causal="no"),
+    _options(ValueError, "attn_mask has shape .3, 1, 1., expected to broadcast", attn_mask=torch.zeros(3, 1, 1)),
+    _options(TypeError, "seed is float, expected an int", dropout_p=0.1, seed=1.5),
+    _options(ValueError, "seed is 1180591620717411303424, expected a number", dropout_p=0.1, seed=2**70),
+    _options(ValueError, "offset is -1, expected a number from 0", dropout_p=0.1, offset=-1),
+    _options(TypeError, "generator is str, expected a torch.Generator", dropout_p=0.1, generator="g"),
+    _options(
+        ValueError,
+        "window_size is .-1, 1., expected .left, -1. beside prefix_lengths",
+        is_causal=True,
+        prefix_lengths=torch.ones(2).long(),
+        window_size=(-1, 1),
+    ),
+    (lambda q, k, v: ops.cross_attention(None, k, v, dropout_p=0.1), TypeError, "q is NoneType, expected a Tensor"),
+    (lambda q, k, v: ops.cross_attention(q.to_sparse(), k, v), TypeError, "q has layout torch.sparse_coo"),
     (lambda q, k, v: ops.cross_attention(q[0], k, v), ValueError, "q has shape .4, 33, 16., expected .batch, heads"),
     (lambda q, k, v: ops.cross_attention(q.int(), k, v), TypeError, "q has dtype torch.int32"),
     (lambda q, k, v: ops.cross_attention(q, k.double(), v), TypeError, "k has dtype torch.float64, expected"),

@@ -448,6 +448,8 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ops.rotary_embedding(_X.int(), _COS, _COS), TypeError, "rotary_embedding: x has dtype torch.int32"),
     (lambda: ops.rotary_embedding(_X[0, 0], _COS, _COS), ValueError, "x has shape .8., expected at least 2 axes"),
     (lambda: ops.rotary_embedding(_X, 1.0, _COS), TypeError, "cos is float, expected a Tensor"),
+    (lambda: ops.rotary_embedding(_X, None, _COS), TypeError, "cos is NoneType, expected a Tensor"),
+    (lambda: ops.merge_attention([_X, _X], [_LSE, None]), TypeError, r"lses\[1\] is NoneType, expected a Tensor"),
     (lambda: ops.rotary_embedding(_X, _COS, _COS.long()), TypeError, "sin has dtype torch.int64, expected a floating"),
     (lambda: ops.rotary_embedding(_X, _COS, _COS[:, :3]), ValueError, "sin has shape .3, 3., expected .3, 4. as cos"),
     (

@@ -166,6 +166,8 @@ def changed(**given: Any) -> list[Any]:
         (ValueError, r"cu_seqlens_k is \[0, 9, 13, 44\]", changed(cu_seqlens_k=torch.tensor([0, 9, 13, 44]))),
         (ValueError, r"cu_seqlens_k has shape \[3\], expected \[4\]", changed(cu_seqlens_k=torch.tensor([0, 13, 43]))),
         (ValueError, "max_seqlen_q is 16, expected at least 17", changed(max_seqlen_q=16)),
+        (TypeError, "max_seqlen_q is float, expected an int", changed(max_seqlen_q=17.0)),
+        (TypeError, "max_seqlen_k is NoneType, expected an int", changed(max_seqlen_k=None)),
         (ValueError, "max_seqlen_k is 29, expected at least 30", changed(max_seqlen_k=29)),
     ],
 )

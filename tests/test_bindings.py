@@ -112,8 +112,19 @@ def test_every_level_that_this_cpu_runs(level: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_unknown_level_is_refused() -> None:
+def test_an_unknown_level_is_refused_and_seen() -> None:
     environment = os.environ | {"MMKERN_CPU_ISA": "mmx"}
-    code = "import torch, mmkern._C"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert "MMKERN_CPU_ISA=mmx was not built" in done.stderr
+    for code in (
+        "import torch, mmkern._C",
+        "import torch; from mmkern import ops; ops.lorentz_exp_map0(torch.ones(3))",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+        )
+        assert "MMKERN_CPU_ISA=mmx was not built" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_empty_level_is_none() -> None:
+    environment = os.environ | {"MMKERN_CPU_ISA": ""}
+    subprocess.run([sys.executable, "-c", "import torch, mmkern._C"], env=environment, check=True)

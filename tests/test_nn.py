@@ -182,10 +182,22 @@ def test_dropout_only_in_training() -> None:
             "gates has 1 entries, expected 2",
             lambda: CrossAttention(E, HEADS, source_dims=[E, E])(QUERY, QUERY, QUERY, gates=[1.0]),
         ),
+        ("num_heads is 0, expected an int", lambda: CrossAttention(E, 0)),
+        ("mode is 'x', expected 'sum' or 'joint'", lambda: CrossAttention(E, HEADS, mode="x")),  # type: ignore[arg-type]
+        ("source_dims is 32, expected a sequence", lambda: CrossAttention(E, HEADS, source_dims=32)),  # type: ignore[arg-type]
+        ("dropout is 2.0, expected a number in", lambda: CrossAttention(E, HEADS, dropout=2.0)),
+        ("query has shape", lambda: CrossAttention(E, HEADS)(QUERY[..., 1:])),
+        (r"sources\[0\], its keys, has shape", lambda: CrossAttention(E, HEADS)(QUERY, QUERY[..., 1:])),
+        (r"sources\[0\] is list, expected a Tensor", lambda: CrossAttention(E, HEADS)(QUERY, [QUERY])),
+        (
+            "key_padding_mask is torch.float32, expected bool",
+            lambda: CrossAttention(E, HEADS)(QUERY, key_padding_mask=torch.zeros(2, 5)),
+        ),
+        ("rotary is Tensor, expected .cos, sin.", lambda: CrossAttention(E, HEADS)(QUERY, rotary=torch.zeros(5, 2))),
     ],
 )
 def test_bad_input(message: str, call: Any) -> None:
-    with pytest.raises(ValueError, match=f"CrossAttention: {message}"):
+    with pytest.raises((TypeError, ValueError), match=f"CrossAttention: {message}"):
         call()
 
 
@@ -226,6 +238,13 @@ def test_a_source_that_is_hidden_adds_nothing() -> None:
             ValueError,
             r"sources\[0\]: k has shape",
             [ops.Source(randn(1, 1, 2, 3), randn(1, 1, 2, 3))],
+            {},
+        ),
+        (TypeError, "sources is dict, expected a sequence of Source", {}, {}),
+        (
+            TypeError,
+            r"sources\[0\].gate is NoneType, expected a number",
+            [ops.Source(randn(1, 1, 2, 4), randn(1, 1, 2, 4), gate=None)],  # type: ignore[arg-type]
             {},
         ),
         (

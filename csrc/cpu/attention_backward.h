@@ -154,8 +154,7 @@ class Sweep {
     const Rows<const T> grads = gs.matrix(packed_grads);
     T differences[kBlockRows<T> + Vec<T>::size];
     call_.find_differences(block, grads, outs.matrix(packed_outs), differences);
-    score_rows(xs.each(), block.count, head_.key_columns + keys.first * p_.width, n, p_.width, weights,
-               [](int64_t, int64_t) {});
+    score(block, xs.each(), keys, weights);
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
       if (head_.seen.is_same(block, r, rows, keys))
         differentiate_together(block, r, rows, keys, differences, weights + r * ld, slopes + r * ld);
@@ -177,6 +176,19 @@ class Sweep {
                               [&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
                                 if (r < block.count) put(r, d, sum, false);
                               });
+    });
+  }
+
+  // The products of the forward, added up in its order: where a row's largest weight is 1 but for one rounding of its
+  // score, no other score will do.
+  void score(const RowBlock<T>& block, const T* const* queries, KeyRange keys, T* tile) const {
+    const int64_t n = keys.last - keys.first;
+    if (p_.rows_per_group() > kFewRows)
+      return score_rows(queries, block.count, head_.key_columns + keys.first * p_.width, n, p_.width, tile,
+                        [](int64_t, int64_t) {});
+    p_.at(p_.k, unit_ / p_.groups, unit_ % p_.groups, keys.first).with([&](const auto* k) {
+      for (int64_t r = 0; r < block.count; ++r)
+        dot_each_key(queries[r], k, p_.k.strides[2], n, p_.width, tile + r * ld);
     });
   }
 
@@ -234,7 +246,7 @@ class Sweep {
     Vec<T> shifts[R], differences[R];
     for (int i = 0; i < R; ++i) {
       const int64_t at = r + smaller(i, n - 1);
-      shifts[i] = Vec<T>(-shift_of(p_.index(block.rows[at])));
+      shifts[i] = Vec<T>(shift_of(p_.index(block.rows[at])));
       differences[i] = Vec<T>(d[at]);
     }
     head_.seen.hide(keys, s);
@@ -242,7 +254,7 @@ class Sweep {
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) {
         T *const score = s + i * ld + j, *const slope = slopes + i * ld + j;
-        const Vec<T> weight = exp_flushed(fma(Vec<T>::load(score), scale, shifts[i]));
+        const Vec<T> weight = exp_flushed(Vec<T>::load(score) * scale - shifts[i]);
         weight.store(score);
         (scale * weight * (Vec<T>::load(slope) - differences[i])).store(slope);
       }

@@ -9,7 +9,6 @@ namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace attention {
 
-constexpr int64_t kFewRows = 8;  // of a group; above, packing k pays
 constexpr int64_t kPieceKeys = 1024;
 
 inline thread_local ThreadBuffer few_queries, few_scores;
@@ -26,21 +25,6 @@ MMKERN_FN void prefetch_rows(const S* row, int64_t stride, int64_t rows, int64_t
   constexpr int64_t kLine = 64 / sizeof(S);
   for (int64_t j = 0; j < rows; ++j)
     for (int64_t d = 0; d < width; d += kLine) __builtin_prefetch(row + j * stride + d);
-}
-
-// Scalar: for (j < W) scores[j] = dot(q, k[j]), keys a stride apart
-template <class T, class S>
-MMKERN_FN void dot_keys(const T* q, const S* k, int64_t stride, int64_t width, T* scores) {
-  constexpr int W = Vec<T>::size;
-  Vec<T> sums[W];
-#pragma GCC unroll 16
-  for (int j = 0; j < W; ++j) sums[j] = Vec<T>(T(0));
-  for_each_vec<T>(width, [&](auto at) __attribute__((always_inline)) {
-    const Vec<T> x = at.load(q);
-#pragma GCC unroll 16
-    for (int j = 0; j < W; ++j) sums[j] = fma(x, at.load(k + j * stride), sums[j]);
-  });
-  sum_of_each(sums).store(scores);
 }
 
 // Scalar: for (j < n) for (d < width) sums[d] += weights[j] * v[j][d]
@@ -102,13 +86,8 @@ void decode_piece(const Problem<T>& p, int64_t unit, int64_t first, int64_t rows
         for (int64_t r = 0; r < rows; ++r)
           dot_keys(queries + r * p.width, from + j * stride, stride, p.width, scores + r * kKeys + j);
       }
-      for (int64_t j = n / W * W; j < n; ++j)
-        for (int64_t r = 0; r < rows; ++r) {
-          const auto sums = reduce_row<T, 1>(p.width, [&](auto at, Vec<T>* acc) {
-            acc[0] = fma(at.load(queries + r * p.width), at.load(from + j * stride), acc[0]);
-          });
-          scores[r * kKeys + j] = sums.total(0);
-        }
+      for (int64_t r = 0, j = n / W * W; j < n && r < rows; ++r)
+        dot_last_keys(queries + r * p.width, from + j * stride, stride, n - j, p.width, scores + r * kKeys + j);
     });
     v.with([&](const auto* data) {
       prefetch_rows(data + j0 * p.v.strides[2], p.v.strides[2], smaller(kRowsAhead, n), p.value_width);

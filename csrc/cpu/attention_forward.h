@@ -107,14 +107,14 @@ class Walk {
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       sums[i] = Vec<T>(T(0));
-      shifts[i] = Vec<T>(-softmax[i].shift());
+      shifts[i] = Vec<T>(softmax[i].shift());
     }
     const Vec<T> scale(p.scale);
     for (int64_t j = 0; j < cols; j += W)
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) {
         T* const at = s + i * kLd + j;
-        const Vec<T> weight = exp_flushed(fma(Vec<T>::load(at), scale, shifts[i]));
+        const Vec<T> weight = exp_flushed(Vec<T>::load(at) * scale - shifts[i]);
         weight.store(at);
         sums[i] += weight;
       }

@@ -134,6 +134,47 @@ class BlockRows {
   const T* rows_[kBlockRows<T>];
 };
 
+// Products of few queries with keys where they lie. Each is added up in one order, wherever its key stands: so the
+// backward has the scores of the forward.
+
+constexpr int64_t kFewRows = 8;  // of a group; above, packing k pays
+
+// Scalar: for (j < W) scores[j] = dot(q, k[j]), keys a stride apart
+template <class T, class S>
+MMKERN_FN void dot_keys(const T* q, const S* k, int64_t stride, int64_t width, T* scores) {
+  constexpr int W = Vec<T>::size;
+  Vec<T> sums[W];
+#pragma GCC unroll 16
+  for (int j = 0; j < W; ++j) sums[j] = Vec<T>(T(0));
+  for_each_vec<T>(width, [&](auto at) __attribute__((always_inline)) {
+    const Vec<T> x = at.load(q);
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) sums[j] = fma(x, at.load(k + j * stride), sums[j]);
+  });
+  sum_of_each(sums).store(scores);
+}
+
+// Scalar: for (j < n) scores[j] = dot(q, k[j]), n < W
+template <class T, class S>
+void dot_last_keys(const T* q, const S* k, int64_t stride, int64_t n, int64_t width, T* scores) {
+  Vec<T> sums[Vec<T>::size];
+  for (Vec<T>& sum : sums) sum = Vec<T>(T(0));
+  for_each_vec<T>(width, [&](auto at) {
+    const Vec<T> x = at.load(q);
+    for (int64_t j = 0; j < n; ++j) sums[j] = fma(x, at.load(k + j * stride), sums[j]);
+  });
+  sum_of_each(sums).store(scores, int(n));
+}
+
+// The same of any n.
+template <class T, class S>
+void dot_each_key(const T* q, const S* k, int64_t stride, int64_t n, int64_t width, T* scores) {
+  constexpr int W = Vec<T>::size;
+  int64_t j = 0;
+  for (; j + W <= n; j += W) dot_keys(q, k + j * stride, stride, width, scores + j);
+  if (j < n) dot_last_keys(q, k + j * stride, stride, n - j, width, scores + j);
+}
+
 // The keys of a head that are seen at all, and what else decides whether a row sees one.
 template <class T>
 class Seen {

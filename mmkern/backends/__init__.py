@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,10 @@ def _cpu_missing() -> str | None:
     try:
         importlib.import_module("mmkern._C")
     except ImportError as error:
-        return f"mmkern._C is not built: {error}"
+        if importlib.util.find_spec("mmkern._C") is None:
+            return f"mmkern._C is not built: {error}"
+        warnings.warn(f"mmkern's CPU kernels do not load, PyTorch takes their place: {error}", stacklevel=2)
+        return f"mmkern._C does not load: {error}"
     return None
 
 

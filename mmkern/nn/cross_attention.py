@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from mmkern import ops
 from mmkern.ops import Source
+from mmkern.ops._checks import LARGEST, check_number
+from mmkern.ops.attention import check_dropout, numbers
 
 _NAME = "CrossAttention"
 
@@ -57,11 +59,20 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         groups = num_heads if num_kv_heads is None else num_kv_heads
+        for name, size in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", groups)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{_NAME}: {name} is {size}, expected an int of at least 1")
+        if mode not in ("sum", "joint"):
+            raise ValueError(f"{_NAME}: mode is {mode!r}, expected 'sum' or 'joint'")
+        check_number(_NAME, "norm_eps", norm_eps, "a number of at least 0", 0.0, LARGEST)
+        check_dropout(_NAME, "dropout", dropout)
+        numbers(_NAME, None, None, softcap, dropout)
         if embed_dim % num_heads:
             raise ValueError(f"{_NAME}: embed_dim is {embed_dim}, expected a multiple of num_heads, {num_heads}")
-        if groups < 1 or num_heads % groups:
+        if num_heads % groups:
             raise ValueError(f"{_NAME}: num_kv_heads is {groups}, expected a divisor of num_heads, {num_heads}")
-        first, *others = [dims if isinstance(dims, tuple) else (dims, dims) for dims in source_dims or [embed_dim]]
+        self.source_dims = _widths([embed_dim] if source_dims is None else source_dims)
+        first, *others = self.source_dims
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, groups
         self.head_dim = embed_dim // num_heads
         self.mode: Literal["sum", "joint"] = mode
@@ -118,15 +129,23 @@ class CrossAttention(nn.Module):
         given = sources or (query,)
         if len(given) != 1 + len(self.sources):
             raise ValueError(f"{_NAME}: got {len(given)} sources, expected {1 + len(self.sources)}")
+        _check_sequence("query", query, self.embed_dim)
+        pairs = [_keys_and_values(i, *each) for i, each in enumerate(zip(given, self.source_dims, strict=True))]
+        for name, angles in (("rotary", rotary), ("key_rotary", key_rotary)):
+            if angles is not None and not (isinstance(angles, (tuple, list)) and len(angles) == 2):
+                raise TypeError(f"{_NAME}: {name} is {type(angles).__name__}, expected (cos, sin)")
         masks = _one_each("key_padding_mask", key_padding_mask, given)
+        for mask in masks:
+            if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"{_NAME}: key_padding_mask is {kind}, expected bool Tensors")
         biases = _one_each("bias", bias, given)
         weights = _one_each("gates", gates, given, 1.0)
-        first = given[0] if isinstance(given[0], tuple) else (given[0], given[0])
-        q, k, v = (self._heads(x) for x in self._project(query, *first))
+        q, k, v = (self._heads(x) for x in self._project(query, *pairs[0]))
         q, k = self._place(q, k, rotary, key_rotary)
         keys_and_values = [(k, v)]
-        for module, source in zip(self.sources, given[1:], strict=True):
-            k, v = (self._heads(x) for x in module(*(source if isinstance(source, tuple) else (source, source))))
+        for module, pair in zip(self.sources, pairs[1:], strict=True):
+            k, v = (self._heads(x) for x in module(*pair))
             keys_and_values.append((k if self.k_norm is None else self.k_norm(k), v))
         attended = ops.multi_source_attention(
             q,
@@ -198,11 +217,39 @@ class _KeysAndValues(nn.Module):
         return functional.linear(key, self.k_proj_weight, k_bias), functional.linear(value, self.v_proj_weight, v_bias)
 
 
+def _widths(source_dims: Any) -> list[tuple[int, int]]:
+    """Of the keys and the values of each source."""
+    expected = "expected a sequence of widths, or pairs of widths, of at least one source"
+    if not isinstance(source_dims, (list, tuple)) or not source_dims:
+        raise ValueError(f"{_NAME}: source_dims is {source_dims}, {expected}")
+    pairs = [tuple(dims) if isinstance(dims, (list, tuple)) else (dims, dims) for dims in source_dims]
+    if not all(len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair) for pair in pairs):
+        raise ValueError(f"{_NAME}: source_dims is {source_dims}, {expected}")
+    return cast(list[tuple[int, int]], pairs)
+
+
+def _keys_and_values(i: int, source: Any, widths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    pair = (source, source) if isinstance(source, Tensor) else source
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        kind = type(source).__name__
+        raise TypeError(f"{_NAME}: sources[{i}] is {kind}, expected a Tensor, or its keys and its values")
+    for name, x, width in zip(("keys", "values"), pair, widths, strict=True):
+        _check_sequence(f"sources[{i}], its {name},", x, width)
+    return pair[0], pair[1]
+
+
+def _check_sequence(name: str, x: Any, width: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{_NAME}: {name} is {type(x).__name__}, expected a Tensor")
+    if x.dim() != 3 or x.shape[-1] != width:
+        raise ValueError(f"{_NAME}: {name} has shape {list(x.shape)}, expected [batch, length, {width}]")
+
+
 def _one_each(name: str, given: Any, sources: Sequence[Any], otherwise: Any = None) -> Sequence[Any]:
     """A value for each source, from one of them, or a sequence of all."""
     if given is None:
         return [otherwise] * len(sources)
-    if isinstance(given, Tensor):
+    if not isinstance(given, (list, tuple)):
         given = [given]
     if len(given) != len(sources):
         raise ValueError(f"{_NAME}: {name} has {len(given)} entries, expected {len(sources)}, one for each source")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,20 @@ Arguments = dict[str, Any]
 Check = Callable[[str, Arguments], None]
 
 NUMBER = (int, float)  # not int | float, which Dynamo of torch 2.9 cannot trace
+LARGEST = sys.float_info.max
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_number(op: str, name: str, value: Any, expected: str, low: float, high: float) -> None:
+    """A Python number from ``low`` to ``high``."""
+    if not isinstance(value, NUMBER) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is {type(value).__name__}, expected {expected}")
+    if not low <= value <= high:
+        raise ValueError(f"{op}: {name} is {value}, expected {expected}")
 
 
 def floating_rows(*names: str, axes: int = 1) -> Check:
@@ -36,6 +46,8 @@ def floating_rows(*names: str, axes: int = 1) -> Check:
                 raise ValueError(f"{op}: {name} is on {x.device}, expected {first.device} as {names[0]}")
             if x.dim() < axes:
                 raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected at least {axes} axes")
+            if x.layout != torch.strided:
+                raise TypeError(f"{op}: {name} has layout {x.layout}, expected torch.strided")
 
     return check
 
@@ -144,18 +156,15 @@ def same_shape(*names: str) -> Check:
     return check
 
 
-def floating_beside(*names: str, of: str, accumulates: bool = False) -> Check:
-    """Floating tensors on the device of ``of``, of any dtype or, with ``accumulates``, in that of its sums.
-
-    One that is None is not looked at.
-    """
+def floating_beside(*names: str, of: str, accumulates: bool = False, is_optional: bool = False) -> Check:
+    """Floating tensors on the device of ``of``, of any dtype or, with ``accumulates``, in that of its sums."""
 
     def check(op: str, args: Arguments) -> None:
         lead = args[of]
         allowed = (accumulation_dtype(lead.dtype),) if accumulates else FLOATING
         for name in names:
             x = args[name]
-            if x is None:
+            if x is None and is_optional:
                 continue
             if not isinstance(x, Tensor):
                 raise TypeError(f"{op}: {name} is {type(x).__name__}, expected a Tensor")

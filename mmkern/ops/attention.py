@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mmkern.reference import attention as reference
 
-from ._checks import FLOATING, NUMBER, Arguments, check_broadcast, check_tensor, floating_rows
+from ._checks import FLOATING, LARGEST, Arguments, check_broadcast, check_number, check_tensor, floating_rows
 from ._define import define
 from ._random import seed_tensor
 
@@ -39,9 +40,12 @@ def check_shapes(op: str, args: Arguments) -> None:
         raise ValueError(f"{op}: q has shape {list(q.shape)}, expected at least one channel")
     check_tensor(op, "key_mask", args["key_mask"], q, (torch.bool,), (batch, keys))
     check_tensor(op, "prefix_lengths", args["prefix_lengths"], q, (torch.int64, torch.int32), (batch,))
-    check_broadcast(op, "attn_mask", args["attn_mask"], q, (torch.bool,), (batch, heads, queries, keys))
-    for name in _BIASES:
-        check_broadcast(op, name, args[name], q, FLOATING, (batch, heads, queries, keys))
+    for name, argument, dtypes in (
+        ("attn_mask", "attn_mask", (torch.bool,)),
+        ("attn_mask", "attn_bias", FLOATING),
+        ("bias", "bias", FLOATING),
+    ):
+        check_broadcast(op, name, args[argument], q, dtypes, (batch, heads, queries, keys))
 
 
 def _arrange(args: Arguments) -> Arguments:
@@ -127,7 +131,8 @@ def cross_attention(
         softcap: scores become ``softcap·tanh(scores / softcap)`` (Gemma 2), before masks and biases.
         is_causal: no key beyond c(i).
         causal_alignment: where c(0) is.
-        prefix_lengths: int ``[B]``: keys before it are seen by every query, the others causally (PaliGemma).
+        prefix_lengths: int ``[B]``: keys before it are seen by every query, the others causally (PaliGemma). Beside
+            it a window has no right bound of its own.
         window_size: (left, right) keys around c(i); −1 = no bound.
         window_alignment: "resample" stretches the queries over the keys: the band |i·S/L − j| ≤ w.
         dropout_p: share of the weights set to zero, the others scaled by 1 / (1 − dropout_p).
@@ -141,7 +146,7 @@ def cross_attention(
     """
     name = "cross_attention"
     left, right, alignment = band(name, is_causal, causal_alignment, prefix_lengths, window_size, window_alignment)
-    check_softcap_and_dropout(name, softcap, dropout_p)
+    scale, softcap, dropout_p = numbers(name, q, scale, softcap, dropout_p)
     is_floating = isinstance(attn_mask, Tensor) and attn_mask.is_floating_point()
     out, lse = _cross_attention(
         q,
@@ -153,8 +158,8 @@ def cross_attention(
         bias,
         prefix_lengths,
         seed_tensor(name, q, generator, seed, offset) if dropout_p > 0 else None,
-        default_scale(q) if scale is None else scale,
-        0.0 if softcap is None else softcap,
+        scale,
+        softcap,
         left,
         right,
         alignment,
@@ -163,17 +168,22 @@ def cross_attention(
     return (out, lse) if return_lse else out
 
 
-def default_scale(q: Any) -> float:
-    if not isinstance(q, Tensor) or q.dim() == 0 or q.shape[-1] == 0:
-        return 1.0  # refused by the checks that follow
-    return float(q.shape[-1] ** -0.5)
+def check_dropout(op: str, name: str, value: float) -> None:
+    check_number(op, name, value, "a number in [0, 1)", 0.0, math.nextafter(1.0, 0.0))
 
 
-def check_softcap_and_dropout(op: str, softcap: float | None, dropout_p: float) -> None:
-    if not isinstance(dropout_p, NUMBER) or not 0 <= dropout_p < 1:
-        raise ValueError(f"{op}: dropout_p is {dropout_p}, expected a number in [0, 1)")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{op}: softcap is {softcap}, expected a number above 0, or None")
+def numbers(
+    op: str, q: Any, scale: float | None, softcap: float | None, dropout_p: float
+) -> tuple[float, float, float]:
+    """All three checked, with their defaults; a softcap of 0 is none."""
+    if scale is None:
+        # What is no q is refused by the checks that follow.
+        scale = float(q.shape[-1] ** -0.5) if isinstance(q, Tensor) and q.dim() and q.shape[-1] else 1.0
+    check_number(op, "scale", scale, "a finite number, or None", -LARGEST, LARGEST)
+    if softcap is not None:
+        check_number(op, "softcap", softcap, "a finite number above 0, or None", math.ulp(0.0), LARGEST)
+    check_dropout(op, "dropout_p", dropout_p)
+    return scale, 0.0 if softcap is None else softcap, dropout_p
 
 
 def band(
@@ -191,10 +201,15 @@ def band(
     ):
         if value not in known:
             raise ValueError(f"{op}: {argument} is {value!r}, expected {' or '.join(map(repr, known))}")
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"{op}: is_causal is {type(is_causal).__name__}, expected a bool")
     if prefix_lengths is not None and not is_causal:
         raise ValueError(f"{op}: prefix_lengths came with is_causal=False, expected is_causal=True")
-    left, right = window_size
-    if not all(isinstance(bound, int) and bound >= -1 for bound in (left, right)):
+    is_pair = isinstance(window_size, (tuple, list)) and len(window_size) == 2
+    if not is_pair or not all(isinstance(n, int) and not isinstance(n, bool) and n >= -1 for n in window_size):
         raise ValueError(f"{op}: window_size is {window_size}, expected two integers of at least -1")
+    left, right = window_size
+    if prefix_lengths is not None and right >= 0:
+        raise ValueError(f"{op}: window_size is {window_size}, expected (left, -1) beside prefix_lengths")
     alignment = causal_alignment if window_alignment == "index" else window_alignment
     return left, 0 if is_causal else right, _ALIGNMENTS[alignment]

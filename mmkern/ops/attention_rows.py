@@ -111,7 +111,8 @@ def _weight(weight: str, x: str) -> Check:
 def _rotary(x: str, weight: str) -> list[Check]:
     return [
         floating_rows(x, axes=2),
-        floating_beside(weight, "cos", "sin", of=x),
+        floating_beside(weight, of=x, is_optional=True),
+        floating_beside("cos", "sin", of=x),
         _weight(weight, x),
         same_shape("cos", "sin"),
         _angles(x),

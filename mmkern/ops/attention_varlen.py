@@ -13,7 +13,7 @@ from mmkern.reference import attention as reference
 from ._checks import Arguments, check_tensor, floating_rows, is_readable
 from ._define import define
 from ._random import seed_tensor
-from .attention import band, check_softcap_and_dropout, default_scale
+from .attention import band, numbers
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -43,6 +43,8 @@ def _check_lengths(op: str, side: str, args: Arguments, packed: Tensor) -> None:
     """Values are read where that is free: on the CPU."""
     name, longest = f"cu_seqlens_{side}", args[f"max_seqlen_{side}"]
     ends = args[name]
+    if not isinstance(longest, int) or isinstance(longest, bool):
+        raise TypeError(f"{op}: max_seqlen_{side} is {type(longest).__name__}, expected an int")
     if not isinstance(ends, Tensor):
         raise TypeError(f"{op}: {name} is {type(ends).__name__}, expected a Tensor")
     check_tensor(op, name, ends, packed, _INTEGERS, None)
@@ -134,7 +136,7 @@ def cross_attention_varlen(
     """
     name = "cross_attention_varlen"
     left, right, alignment = band(name, is_causal, causal_alignment, prefix_lengths, window_size, window_alignment)
-    check_softcap_and_dropout(name, softcap, dropout_p)
+    scale, softcap, dropout_p = numbers(name, q, scale, softcap, dropout_p)
     out, lse = _cross_attention_varlen(
         q,
         k,
@@ -145,8 +147,8 @@ def cross_attention_varlen(
         seed_tensor(name, q, generator, seed, offset) if dropout_p > 0 else None,
         max_seqlen_q,
         max_seqlen_k,
-        default_scale(q) if scale is None else scale,
-        0.0 if softcap is None else softcap,
+        scale,
+        softcap,
         left,
         right,
         alignment,

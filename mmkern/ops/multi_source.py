@@ -16,7 +16,7 @@ from mmkern.reference.attention import MAX_SOURCES
 from ._checks import FLOATING, NUMBER, Arguments, check_broadcast, floating_rows
 from ._define import define
 from ._random import seed_tensor
-from .attention import check_shapes, check_softcap_and_dropout, cross_attention, default_scale, four_axes
+from .attention import check_shapes, cross_attention, four_axes, numbers
 from .attention_rows import merge_attention
 
 _OP = "multi_source_attention"
@@ -61,8 +61,6 @@ def _check_beside(i: int, gate: float | Tensor | None, width: int, q: Tensor, ex
     """What a source has to do with the queries and with the first of the sources."""
     if isinstance(gate, Tensor):
         check_broadcast(_OP, f"sources[{i}].gate", gate, q, FLOATING, (*q.shape[:3], 1))
-    elif gate is not None and not isinstance(gate, NUMBER):
-        raise TypeError(f"{_OP}: sources[{i}].gate is {type(gate).__name__}, expected a number or a Tensor")
     if width != expected_width:
         raise ValueError(f"{_OP}: sources[{i}].v has {width} channels, expected {expected_width} as sources[0]")
 
@@ -144,6 +142,8 @@ def multi_source_attention(
     """
     if mode not in ("sum", "joint"):
         raise ValueError(f"{_OP}: mode is {mode!r}, expected 'sum' or 'joint'")
+    if not isinstance(sources, (list, tuple)):
+        raise TypeError(f"{_OP}: sources is {type(sources).__name__}, expected a sequence of Source")
     if not sources:
         raise ValueError(f"{_OP}: sources is empty, expected at least one Source")
     for i, source in enumerate(sources):
@@ -153,7 +153,10 @@ def multi_source_attention(
             if not isinstance(getattr(source, name), Tensor):
                 kind = type(getattr(source, name)).__name__
                 raise TypeError(f"{_OP}: sources[{i}].{name} is {kind}, expected a Tensor")
-    check_softcap_and_dropout(_OP, softcap, dropout_p)
+        if not isinstance(source.gate, (*NUMBER, Tensor)):
+            kind = type(source.gate).__name__
+            raise TypeError(f"{_OP}: sources[{i}].gate is {kind}, expected a number or a Tensor")
+    own_scale, own_softcap, dropout_p = numbers(_OP, q, scale, softcap, dropout_p)
     draws = dropout_p > 0
     if _is_one_launch(q, sources):
         places: list[Any] = [x for source in sources for x in source._replace(gate=_gate_tensor(source.gate, q))]
@@ -162,8 +165,8 @@ def multi_source_attention(
             *places,
             *[None] * (MAX_SOURCES * len(Source._fields) - len(places)),
             seed_tensor(_OP, q, generator, seed, offset) if draws else None,
-            default_scale(q) if scale is None else scale,
-            0.0 if softcap is None else softcap,
+            own_scale,
+            own_softcap,
             mode == "joint",
             dropout_p,
         )
