@@ -22,6 +22,7 @@ namespace mmkern {
   KernelTable attention_kernels();                                                                                     \
   KernelTable attention_rows_kernels();                                                                                \
   KernelTable hyperbolic_kernels();                                                                                    \
+  KernelTable modulation_kernels();                                                                                    \
   }
 MMKERN_FOR_EACH_LEVEL(MMKERN_DECLARE_FAMILIES)
 
@@ -52,7 +53,7 @@ bool runs_here(const char* level) {
   {#level, [] { return runs_here(#level); },                                                                           \
    [] {                                                                                                                \
      return std::vector<KernelTable>{level::attention_kernels(), level::attention_rows_kernels(),                      \
-                                     level::hyperbolic_kernels()};                                                     \
+                                     level::hyperbolic_kernels(), level::modulation_kernels()};                        \
    }},
 // Best last.
 const Level kLevels[] = {MMKERN_FOR_EACH_LEVEL(MMKERN_LEVEL)};

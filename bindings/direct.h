@@ -124,17 +124,16 @@ class Direct {
   // The output, or a tuple of several.
   py::object allocate_all(View* outputs, const View& like) const {
     const bool keeps_order = signature_.parameter(signature_.lead()).axes == Parameter::Axes::strided;
-    const bool is_plain = !keeps_order || like.rank != outputs[0].rank || is_contiguous(like);
-    const py::object first = is_plain ? allocate(outputs[0]) : allocate_in_order(outputs[0], like);
-    TensorReader::instance().read_plain(first.ptr(), outputs[0]);
-    if (outputs_ == 1) return first;
     py::tuple all(outputs_);
-    all[0] = first;
-    for (size_t i = 1; i < outputs_; ++i) {
-      all[i] = allocate_small(outputs[i]);
+    for (size_t i = 0; i < outputs_; ++i) {
+      const bool is_small = !signature_.parameter(inputs_ + i).shares_dtype();
+      const bool is_plain = !keeps_order || like.rank != outputs[i].rank || is_contiguous(like);
+      all[i] = is_small   ? allocate_small(outputs[i])
+               : is_plain ? allocate(outputs[i])
+                          : allocate_in_order(outputs[i], like);
       TensorReader::instance().read_plain(PyTuple_GET_ITEM(all.ptr(), Py_ssize_t(i)), outputs[i]);
     }
-    return all;
+    return outputs_ == 1 ? py::object(all[0]) : py::object(all);
   }
   // Its axes lie in memory in the order of those of `like`, the last one innermost.
   py::object allocate_in_order(const View& view, const View& like) const {

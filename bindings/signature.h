@@ -6,10 +6,10 @@
 // axis. All tensors share the dtype of the first, but one marked `acc` has the accumulation dtype (float32, or float64
 // beside float64), and one marked `bool` or `int64` has that. The axes before the last are walked with one stride; one
 // marked `flat` has a single stride over all axes, and one marked `strided` a stride for each, the last being dense;
-// of one marked `broadcast`, any axis may also have the size 1, and one called `1` has no other. `number name` is any,
-// `positive name` above zero, `nonnegative name` at least zero. A tensor may be None if the kernel reads it as "not
-// there"; such parameters are marked `opt`. What axes have to do with each other may come first: "h multiple of g, d
-// positive; q: hd, ...".
+// of one marked `broadcast`, any axis may also have the size 1, and one called `1` has no other; of one marked
+// `shared`, the innermost leading axes may. `number name` is any, `positive name` above zero, `nonnegative name` at
+// least zero. A tensor may be None if the kernel reads it as "not there"; such parameters are marked `opt`. What axes
+// have to do with each other may come first: "h multiple of g, d positive; q: hd, ...".
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace mmkern {
 
 struct Parameter {
   enum class Kind { tensor, number, positive, nonnegative };
-  enum class Axes { rows, flat, strided, broadcast };
+  enum class Axes { rows, flat, strided, broadcast, shared };
   Kind kind = Kind::tensor;
   Axes axes = Axes::rows;
   Dtype fixed_dtype = Dtype::none;
@@ -62,7 +62,7 @@ class Signature {
       const int named = int(p.letters.size()), rest = view.rank - named;
       if (rest < 0 || (rest > 0 && !p.any_leading)) throw BadArgument{"has " + std::to_string(view.rank) + " axes"};
       match_dtype(p, view);
-      if (p.any_leading) match_leading(view, rest);
+      if (p.any_leading) match_leading(p, view, rest);
       for (int i = 0; i < named; ++i) {
         const int letter = p.letters[size_t(i)];
         const int64_t size = view.sizes[rest + i];
@@ -83,15 +83,19 @@ class Signature {
       if (view.dtype != dtype_of(p)) throw BadArgument{"has another dtype than expected"};
     }
 
-    void match_leading(const View& view, int rest) {
+    void match_leading(const Parameter& p, const View& view, int rest) {
       if (!leading) {
         leading = &view;
         leading_rank = rest;
         return;
       }
       if (rest != leading_rank) throw BadArgument{"has other leading axes than expected"};
-      for (int i = 0; i < rest; ++i)
+      int shared = rest;  // axes from here on
+      while (p.axes == Parameter::Axes::shared && shared > 0 && view.sizes[shared - 1] == 1) --shared;
+      for (int i = 0; i < shared; ++i) {
+        if (p.axes == Parameter::Axes::broadcast && view.sizes[i] == 1) continue;
         if (view.sizes[i] != leading->sizes[i]) throw BadArgument{mismatch(i, view.sizes[i], leading->sizes[i])};
+      }
     }
 
     static void check_strides(const Parameter& p, const View& view, int named) {
@@ -101,7 +105,7 @@ class Signature {
         --last;
         if (view.sizes[last] > 1 && view.strides[last] != 1) throw BadArgument{"has a last axis that is not dense"};
       }
-      if (p.axes == Parameter::Axes::strided || p.axes == Parameter::Axes::broadcast) return;
+      if (p.axes >= Parameter::Axes::strided) return;
       int64_t expected = -1;
       for (int i = last - 1; i >= 0; --i) {
         if (view.sizes[i] == 1) continue;
@@ -225,6 +229,7 @@ class Signature {
     if (take("flat ")) p.axes = Parameter::Axes::flat;
     if (take("strided ")) p.axes = Parameter::Axes::strided;
     if (take("broadcast ")) p.axes = Parameter::Axes::broadcast;
+    if (take("shared ")) p.axes = Parameter::Axes::shared;
     const size_t colon = text.find(':');
     p.name = text.substr(0, colon);
     if (p.kind == Parameter::Kind::tensor) {

@@ -30,9 +30,10 @@ def check_forward(case: Case, run: Callable[..., Result], dtype: torch.dtype, de
     op = op_of(case.op)
     args = case.arguments(dtype, device)
     result = run(*args)
-    first, *others = outs = in_tuple(result)
-    assert first.dtype == dtype, f"{case}: dtype {first.dtype}, expected {dtype}"
-    assert all(out.dtype == accumulation_dtype(dtype) for out in others)
+    outs = in_tuple(result)
+    for slot, out in enumerate(outs):
+        expected = dtype if op.has_dtype_of_inputs(slot) else accumulation_dtype(dtype)
+        assert out.dtype == expected, f"{case}, output {slot}: dtype {out.dtype}, expected {expected}"
     testing.verify_forward(op, args, outs)
     return result
 

@@ -119,6 +119,10 @@ struct At {
     if (!kStream) __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row + i) + kAhead), 1);
     v.template store<kStream>(row + i);
   }
+  // For what is read again at once.
+  MMKERN_FN void keep(T* row, Vec<T> v) const { v.store(row + i); }
+  // Zeros in the lanes past the end.
+  MMKERN_FN Vec<T> only(Vec<T> v) const { return v; }
 };
 
 template <class T>
@@ -137,6 +141,12 @@ struct AtTail {
   template <class S>
   MMKERN_FN void store(S* row, Vec<T> v) const {
     v.store(row + i, n);
+  }
+  MMKERN_FN void keep(T* row, Vec<T> v) const { v.store(row + i, n); }
+  MMKERN_FN Vec<T> only(Vec<T> v) const {
+    T kept[Vec<T>::size];
+    v.store(kept, n);
+    return Vec<T>::load(kept, n);
   }
 };
 

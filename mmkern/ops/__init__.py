@@ -27,12 +27,16 @@ from .hyperbolic import (
     poincare_pairwise_distance,
     poincare_to_lorentz,
 )
+from .modulation import ada_layer_norm, dual_ada_layer_norm, layer_norm, rms_norm
 from .multi_source import Source as Source  # what an op takes, and none itself
 from .multi_source import multi_source_attention
 
 __all__ = [
+    "ada_layer_norm",
     "cross_attention",
     "cross_attention_varlen",
+    "dual_ada_layer_norm",
+    "layer_norm",
     "lorentz_centroid",
     "lorentz_distance",
     "lorentz_entailment_loss",
@@ -58,5 +62,6 @@ __all__ = [
     "poincare_pairwise_distance",
     "poincare_to_lorentz",
     "qk_norm_rotary",
+    "rms_norm",
     "rotary_embedding",
 ]

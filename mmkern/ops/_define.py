@@ -32,6 +32,7 @@ from mmkern import backends, memory, testing
 from mmkern.backends import settings
 
 from ._checks import Arguments, Check, accumulation_dtype
+from ._layouts import dense_last_axis, dense_rows, needs_order
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cpu", "cuda")
@@ -69,8 +70,15 @@ class Argument:
         return self.kind == "grid" and self.is_optional
 
 
-def like(argument: int) -> Shape:
-    return lambda args: args[argument].shape
+@dataclass(frozen=True)
+class like:  # noqa: N801
+    """The shape and the dtype of an argument."""
+
+    argument: int
+
+    def __call__(self, args: Sequence[Any]) -> tuple[int, ...]:
+        shape: tuple[int, ...] = args[self.argument].shape
+        return shape
 
 
 def rows_of(argument: int) -> Shape:
@@ -173,9 +181,12 @@ class Op:
         kernel = self._kernel(self.name, args)
         if kernel is None:
             with torch.no_grad():
-                first, *others = in_tuple(self.reference(*args))
-            first = self._laid_out(self.lead, first, args[self.lead])
-            return (first, *others) if others else first
+                found = in_tuple(self.reference(*args))
+            laid_out = tuple(
+                self._laid_out(self.lead, out, args[self.lead]) if self.has_dtype_of_inputs(slot) else out
+                for slot, out in enumerate(found)
+            )
+            return laid_out[0] if len(laid_out) == 1 else laid_out
         outs = self.empty_outputs(args)
         with torch.profiler.record_function(f"mmkern::{self.name}") if _profiling() else nullcontext():
             kernel(*args, *outs)
@@ -184,12 +195,22 @@ class Op:
         return outs[0] if len(outs) == 1 else outs
 
     def empty_outputs(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The first in the dtype of the inputs, the others in that of their sums."""
+        """What the forward kernel writes."""
+        return self._outputs(args, memory.empty)
+
+    def _outputs(self, args: Sequence[Any], empty: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         lead = args[self.lead]
-        first, *others = (shape(args) for shape in self.outputs)
         wide = accumulation_dtype(lead.dtype)
-        out = self._empty_like(self.lead, first, lead, memory.empty)
-        return out, *(torch.empty(s, dtype=wide, device=lead.device) for s in others)
+        return tuple(
+            self._empty_like(self.lead, shape(args), lead, empty)
+            if self.has_dtype_of_inputs(slot)
+            else torch.empty(shape(args), dtype=wide, device=lead.device)
+            for slot, shape in enumerate(self.outputs)
+        )
+
+    def has_dtype_of_inputs(self, slot: int) -> bool:
+        """Whether an output does; the others are in the dtype of sums."""
+        return slot == 0 or isinstance(self.outputs[slot], like)
 
     def _empty_like(self, index: int, shape: Sequence[int], x: Tensor, empty: Callable[..., Tensor]) -> Tensor:
         """For a grid ``x``, argument ``index``, the axes of the new tensor lie in memory in the order of those of x."""
@@ -318,32 +339,6 @@ class Op:
     @property
     def takes_leading_axes(self) -> bool:
         return "pairwise" not in self.name and self.arguments[self.lead].kind == "vector"
-
-
-def dense_rows(x: Tensor) -> Tensor:
-    """``x`` itself where its last axis is dense and its leading axes collapse to one stride, else a copy."""
-    if x.is_contiguous() or x.dim() == 0:
-        return x
-    if x.dim() > 1 and x.shape[-1] > 1 and x.stride(-1) != 1:
-        return x.contiguous()
-    expected = None
-    for size, stride in list(zip(x.shape, x.stride(), strict=True))[-2::-1]:
-        if size == 1:
-            continue
-        if expected is not None and stride != expected:
-            return x.contiguous()
-        expected = stride * size
-    return x if x.dim() > 1 else x.contiguous()
-
-
-def dense_last_axis(x: Tensor) -> Tensor:
-    """``x`` itself where neighbours along its last axis are neighbours in memory, else a copy."""
-    return x if x.dim() == 0 or x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
-
-
-def needs_order(x: Tensor) -> bool:
-    """Its rows are dense, and follow each other in another order than that of its axes."""
-    return not x.is_contiguous() and (x.shape[-1] <= 1 or x.stride(-1) == 1)
 
 
 def _new_empty(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -500,8 +495,8 @@ def define(
         schema: ``"name(Tensor x, Tensor curvature, float eps) -> Tensor"``, as registered with torch.
         family: the name of the family's files on every floor.
         reference: the meaning, called with the arguments in order.
-        output: the shape of the result, whose dtype is that of the first vector argument; of several, the others are
-            in the dtype of the sums.
+        output: the shape of the result, whose dtype is that of the first vector argument; of several, those others
+            that are not ``like`` an argument are in the dtype of the sums.
         requires: checks, run in order where a call is not already what a kernel takes.
         kinds: which tensor arguments are not vectors (see :class:`Argument`).
         arrange: brings checked arguments to the shapes that kernels take (broadcasting).
@@ -557,11 +552,7 @@ def _register(op: Op, schema: str) -> None:
         )
 
     def fake(*args: Any) -> Result:
-        lead = args[op.lead]
-        wide = accumulation_dtype(lead.dtype)
-        first, *others = (shape(args) for shape in op.outputs)
-        out = op._empty_like(op.lead, first, lead, _new_empty)
-        outs = out, *(lead.new_empty(s, dtype=wide) for s in others)
+        outs = op._outputs(args, _new_empty)
         return outs[0] if len(outs) == 1 else outs
 
     def fake_backward(*given: Any) -> tuple[Tensor, ...]:

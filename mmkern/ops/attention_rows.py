@@ -21,7 +21,8 @@ from ._checks import (
     same_shape,
     trailing,
 )
-from ._define import define, dense_last_axis, like, rows_of
+from ._define import define, like, rows_of
+from ._layouts import dense_last_axis
 
 
 def _parts(outs: Sequence[str], lses: Sequence[str]) -> list[Check]:

@@ -1,0 +1,62 @@
+"""Why the fused norms are worth having: each beside the field's formula and a copy."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rivals import modulation as rivals
+from mmkern import ops
+from mmkern.bench.case import Case, Family, Shape, load_shapes
+
+SHAPES = load_shapes(Path(__file__).with_name("shapes.yaml"))
+FLOPS = {"ada_layer_norm": (8, 18), "dual_ada_layer_norm": (9, 20), "layer_norm": (8, 16), "rms_norm": (5, 12)}
+
+
+def arguments(task: str, shape: Shape, generator: torch.Generator) -> list[Any]:
+    def randn(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator)
+
+    batch, rows, width = shape.batch or 1, shape.rows, shape.width
+    x = randn(batch, rows, width)
+    if task in ("layer_norm", "rms_norm"):
+        return [x, *(1 + 0.1 * randn(width) for _ in range(2 if task == "layer_norm" else 1))]
+    modulators = [0.1 * randn(batch, width) for _ in range(2)]
+    if task == "dual_ada_layer_norm":
+        modulators.append(1 + 0.1 * randn(batch, -(-rows // rivals.FRAMES_PER_SCALE)))
+    return [x, *modulators]
+
+
+MODULATION = Family(
+    name="modulation",
+    arguments=arguments,
+    rivals=rivals.FORMULAS,
+    flops=lambda op, backward: FLOPS[op][backward],
+    few=lambda x: x[:1] if x.dim() > 1 else x,
+    ours={
+        "ada_layer_norm": lambda x, scale, shift: ops.ada_layer_norm(x, scale=scale, shift=shift),
+        "dual_ada_layer_norm": lambda x, *modulators: ops.dual_ada_layer_norm(x, *modulators, rivals.FRAMES_PER_SCALE),
+        "layer_norm": lambda x, weight, bias: ops.layer_norm(x, weight, bias, eps=rivals.EPS),
+    },
+    made_of=dict.fromkeys(("dual_ada_layer_norm", "layer_norm", "rms_norm"), "ada_layer_norm"),
+)
+
+
+def case(op: str, shape: str, **options: Any) -> Case:
+    return Case(MODULATION, op, SHAPES[shape], **options)
+
+
+CASES = [
+    *(case("ada_layer_norm", "dit_xl", mode=mode) for mode in ("forward", "forward+backward")),
+    case("ada_layer_norm", "dit_xl_small"),
+    case("dual_ada_layer_norm", "style_dit"),
+    *(case(op, "dit_xl", mode=mode) for op in ("layer_norm", "rms_norm") for mode in ("forward", "forward+backward")),
+    *(case("ada_layer_norm", "dit_xl", dtype=dtype, level="full") for dtype in (torch.bfloat16, torch.float16)),
+    case("ada_layer_norm", "dit_xl", threads=2, level="full"),
+]
+
+
+def test_modulation(case: Case, side: str, timed: Any) -> None:
+    """Times one side of a case; fails only where a result is wrong (see conftest.py)."""
+    timed(case, side)
