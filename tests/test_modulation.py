@@ -171,6 +171,19 @@ def test_results_lie_as_their_arguments_do() -> None:
         assert out.transpose(1, 2).is_contiguous()
 
 
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_what_no_cache_holds(has_residual: bool) -> None:
+    """Its results are stored past the caches."""
+    x = torch.randn(2, 4200, 1024)
+    scale, shift = torch.randn(2, 2, 1024)
+    got = ops.ada_layer_norm(x, scale=scale, shift=shift, residual=x if has_residual else None)
+    y, total = got if has_residual else (got, x)
+    if has_residual:
+        torch.testing.assert_close(total, 2 * x)
+    expected = functional.layer_norm(total, (1024,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(y, expected)
+
+
 def test_a_far_mean_costs_no_digits() -> None:
     x = 1e4 + torch.randn(7, 1153)
     oracle = reference.ada_layer_norm(x.double(), None, None, None, None, None, 1e-5, True)

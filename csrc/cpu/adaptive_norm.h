@@ -195,7 +195,8 @@ void forward_rows(const Call& call, bool has_residual) {
   using T = accumulate_t<S>;
   const Problem<T> p(call, 0, has_residual);
   const View &out_view = call[has_residual ? 8 : 6], sum_view = has_residual ? call[9] : View{};
-  const bool stream = is_dense(out_view) && streams(rows<S>(out_view));
+  const bool stream = is_dense(out_view) && is_dense(sum_view) &&
+                      streams(rows<S>(out_view), has_residual ? rows<S>(sum_view) : Rows<S>{});
   parallel_rows(p.rows, 6 * p.cols, call.threads, [&](int64_t begin, int64_t end) {
     Modulation<T> m(p, begin);
     Inputs<S> inputs(p, begin);
