@@ -23,7 +23,7 @@ _NONE = tl.constexpr(-float("inf"))  # the log-sum-exp of no key
 
 
 @triton.jit
-def _rows_of(x, row, heads, length):
+def rows_at(x, row, heads, length):
     """Where rows begin; ``row`` counts those of ``[B, H, L]``."""
     head = row // length
     offset = (head // heads) * x.strides[0] + (head % heads) * x.strides[1] + (row % length) * x.strides[2]
@@ -65,12 +65,12 @@ def merge_kernel(
     """One program takes BLOCK_ROWS rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row < rows
-    a_lse = tl.load(_rows_of(lse, row, heads, length), inside, 0.0)
-    b_lse = tl.load(_rows_of(other_lse, row, heads, length), inside, 0.0)
+    a_lse = tl.load(rows_at(lse, row, heads, length), inside, 0.0)
+    b_lse = tl.load(rows_at(other_lse, row, heads, length), inside, 0.0)
     w, v, total = _weights(a_lse, b_lse)
-    tl.store(_rows_of(merged_lse, row, heads, length), total, inside)
-    a_at, b_at = _rows_of(out, row, heads, length), _rows_of(other, row, heads, length)
-    to = _rows_of(merged, row, heads, length)
+    tl.store(rows_at(merged_lse, row, heads, length), total, inside)
+    a_at, b_at = rows_at(out, row, heads, length), rows_at(other, row, heads, length)
+    to = rows_at(merged, row, heads, length)
     for start in range(0, cols, BLOCK):
         col = start + tl.arange(0, BLOCK)
         mask = inside[:, None] & (col < cols)[None, :]
@@ -83,14 +83,14 @@ def merge_kernel(
 @triton.jit
 def _store_tile(to, row, col, values, heads, length, mask):
     if to is not None:
-        at = _rows_of(to, row, heads, length)[:, None] + col[None, :]
+        at = rows_at(to, row, heads, length)[:, None] + col[None, :]
         tl.store(at, values.to(to.data.dtype.element_ty), mask)
 
 
 @triton.jit
 def _store_numbers(to, row, values, heads, length, mask):
     if to is not None:
-        tl.store(_rows_of(to, row, heads, length), values, mask)
+        tl.store(rows_at(to, row, heads, length), values, mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -115,13 +115,13 @@ def merge_backward_kernel(
     """``a' = w g``, ``lse_a' = w (v g·(a − b) + lse')``, and the same of the other part."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row < rows
-    a_lse = tl.load(_rows_of(lse, row, heads, length), inside, 0.0)
-    b_lse = tl.load(_rows_of(other_lse, row, heads, length), inside, 0.0)
+    a_lse = tl.load(rows_at(lse, row, heads, length), inside, 0.0)
+    b_lse = tl.load(rows_at(other_lse, row, heads, length), inside, 0.0)
     has_a, has_b = a_lse != _NONE, b_lse != _NONE
     w, v, _ = _weights(a_lse, b_lse)
     gain = tl.zeros([BLOCK_ROWS], tl.float32)
-    g_at = _rows_of(grad, row, heads, length)
-    a_at, b_at = _rows_of(out, row, heads, length), _rows_of(other, row, heads, length)
+    g_at = rows_at(grad, row, heads, length)
+    a_at, b_at = rows_at(out, row, heads, length), rows_at(other, row, heads, length)
     for start in range(0, cols, BLOCK):
         col = start + tl.arange(0, BLOCK)
         mask = inside[:, None] & (col < cols)[None, :]
@@ -132,7 +132,7 @@ def merge_backward_kernel(
         gain += tl.sum(tl.where(both, g * (a - b), 0.0), 1)
         _store_tile(out_grad, row, col, tl.where(has_a[:, None], w[:, None] * g, 0.0), heads, length, mask)
         _store_tile(other_grad, row, col, tl.where(has_b[:, None], v[:, None] * g, 0.0), heads, length, mask)
-    from_lse = tl.load(_rows_of(grad_lse, row, heads, length), inside, 0.0)
+    from_lse = tl.load(rows_at(grad_lse, row, heads, length), inside, 0.0)
     _store_numbers(out_lse_grad, row, tl.where(has_a, w * (v * gain + from_lse), 0.0), heads, length, inside)
     _store_numbers(other_lse_grad, row, tl.where(has_b, v * (from_lse - w * gain), 0.0), heads, length, inside)
 
@@ -190,7 +190,7 @@ def rotary_kernel(
     """One program takes BLOCK_ROWS rows: PAIRS pairs and, where there are any, PASSED channels that pass."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row < rows
-    at, to = _rows_of(x, row, heads, length), _rows_of(out, row, heads, length)
+    at, to = rows_at(x, row, heads, length), rows_at(out, row, heads, length)
     pair = tl.arange(0, PAIRS)
     is_pair = pair < pairs
     mask = inside[:, None] & is_pair[None, :]
@@ -209,8 +209,8 @@ def rotary_kernel(
         if PASSED > 0:
             passed = passed * scale
     a, b = a * _load_weight(weight, first, is_pair), b * _load_weight(weight, second, is_pair)
-    c = _load_row_tile(_rows_of(cos, row, heads, length), pair, mask)
-    s = _load_row_tile(_rows_of(sin, row, heads, length), pair, mask)
+    c = _load_row_tile(rows_at(cos, row, heads, length), pair, mask)
+    s = _load_row_tile(rows_at(sin, row, heads, length), pair, mask)
     kind = out.data.dtype.element_ty
     tl.store(to[:, None] + first[None, :], (a * c - b * s).to(kind), mask)
     tl.store(to[:, None] + second[None, :], (a * s + b * c).to(kind), mask)
@@ -257,9 +257,9 @@ def rotary_backward_kernel(
         row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         inside = row < last
         mask = inside[:, None] & is_pair[None, :]
-        at, g_at = _rows_of(x, row, heads, length), _rows_of(grad, row, heads, length)
-        c = _load_row_tile(_rows_of(cos, row, heads, length), pair, mask)
-        s = _load_row_tile(_rows_of(sin, row, heads, length), pair, mask)
+        at, g_at = rows_at(x, row, heads, length), rows_at(grad, row, heads, length)
+        c = _load_row_tile(rows_at(cos, row, heads, length), pair, mask)
+        s = _load_row_tile(rows_at(sin, row, heads, length), pair, mask)
         a_grad, b_grad = _load_row_tile(g_at, first, mask), _load_row_tile(g_at, second, mask)
         a_turned, b_turned = a_grad * c + b_grad * s, b_grad * c - a_grad * s
         if PASSED > 0:
@@ -283,7 +283,7 @@ def rotary_backward_kernel(
             if PASSED > 0:
                 rest_sum += rest_grad * passed
         if x_grad is not None:
-            to = _rows_of(x_grad, row, heads, length)
+            to = rows_at(x_grad, row, heads, length)
             kind = x_grad.data.dtype.element_ty
             a_slope, b_slope = a_turned * a_weight, b_turned * b_weight
             if PASSED > 0:

@@ -59,6 +59,7 @@ PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pai
 ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi_source_attention"
 # Of rotations: whether they normalize, and interleave; those leave half a head as it is.
 MERGE = "merge_attention"
+NORM, GATED_NORM = "ada_layer_norm", "residual_ada_layer_norm"
 ROTATIONS = {
     "rotary_embedding": (False, False),
     "rotary_embedding, interleaved": (False, True),
@@ -76,6 +77,9 @@ def variants(everything: bool = False) -> list[Variant]:
         pairwise = zip(PAIRWISE, ("bfloat16", "bfloat16", "float32"), strict=True)
         found += [Variant(op, dtype, backward=backward, rows=512) for op, dtype in pairwise]
         found += [Variant(op, "float32", 128, backward) for op in (MERGE, *ROTATIONS)]
+    for op, backward in ((op, backward) for op in (NORM, GATED_NORM) for backward in (False, True)):
+        found += [Variant(op, "float32", depth, backward) for depth in (123, 1152, 4096)]
+        found += [Variant(op, "bfloat16", 1152, backward)]
     found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
     found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
@@ -111,6 +115,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _sources_call(variant)
     if variant.op == MERGE or variant.op in ROTATIONS:
         return _attention_rows_call(variant)
+    if variant.op in (NORM, GATED_NORM):
+        return _norm_call(variant)
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
     n, d = variant.rows, variant.depth
@@ -249,6 +255,26 @@ def _attention_rows_call(variant: Variant) -> tuple[Callable[[], None], int]:
     used = [*read, *(x for x in gradients if x is not None)]
     launch = getattr(attention_rows, f"{kernel}_backward")
     return lambda: launch(*outs, *arguments, *options, *gradients), _bytes(used)
+
+
+def _norm_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """Rows that share weight, bias, scale and shift, and with a residual the gate."""
+    import torch
+    from mmkern.kernels import modulation
+
+    torch.manual_seed(0)
+    n, d, dtype = variant.rows, variant.depth, getattr(torch, variant.dtype)
+    inputs = [torch.randn(1, n, d).to(dtype) for _ in range(2 if variant.op == GATED_NORM else 1)]
+    gate = [torch.randn(1, 1, d)] if variant.op == GATED_NORM else []
+    modulators = [*torch.randn(2, d), *torch.randn(2, 1, 1, d)]
+    tensors = [*inputs, *gate, *modulators]
+    arguments, outs = [*tensors, None, 1e-6, True], [torch.empty_like(x) for x in inputs]
+    launch = getattr(modulation, variant.op + ("_backward" if variant.backward else ""))
+    if not variant.backward:
+        return lambda: launch(*arguments, *outs), _bytes([*tensors, *outs])
+    gradients = [torch.empty_like(x) for x in tensors]
+    grads = [torch.ones_like(out) for out in outs]
+    return lambda: launch(*grads, *arguments, *gradients, None), _bytes([*tensors, *grads, *gradients])
 
 
 def _bytes(tensors: Sequence[Any]) -> int:

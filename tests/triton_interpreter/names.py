@@ -28,4 +28,4 @@ ATTENTION_CHECKS = (
     "sources_in_one_launch",
 )
 ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows_same_bits")
-CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, *PROPERTIES, *OPS)
+CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *PROPERTIES, *OPS)

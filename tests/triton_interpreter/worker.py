@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from mmkern.kernels import attention, attention_call, hyperbolic, rows
 from mmkern.kernels import attention_rows as companions
+from mmkern.kernels import modulation as norms
 from torch import Tensor
 
 from mmkern import testing
@@ -31,6 +32,7 @@ from tests.cases.attention_varlen import CASES as PACKED_CASES
 from tests.cases.attention_varlen import case as packed_case
 from tests.cases.case import Case
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, ROW_WISE
+from tests.cases.modulation import CASES as MODULATION_CASES
 from tests.cases.multi_source import CASES as SOURCES_CASES
 from tests.contract import gradients_for, op_of
 
@@ -51,7 +53,7 @@ _FOR_DECODING = ("few queries", "few queries key mask", "one query bias")  # its
 _MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
 
-_KERNELS = {"hyperbolic": hyperbolic, "attention": attention, "attention_rows": companions}
+_KERNELS = {"hyperbolic": hyperbolic, "attention": attention, "attention_rows": companions, "modulation": norms}
 
 
 def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
@@ -363,6 +365,19 @@ def attention_rows_same_bits() -> None:
                 assert torch.equal(alone, together), f"{name}: gradient {slot} alone differs"
     finally:
         companions._PROGRAMS = programs
+
+
+def modulation() -> None:
+    """Every case in float32, some layouts in 16 bits too; few programs, so that one takes several tiles of rows."""
+    programs, norms._PROGRAMS = norms._PROGRAMS, 3
+    try:
+        for case in MODULATION_CASES:
+            hold_to_contract(case, torch.float32)
+            if case.label.startswith("rows inside"):
+                hold_to_contract(case, torch.bfloat16)
+        hold_to_contract(MODULATION_CASES[0], torch.float16)
+    finally:
+        norms._PROGRAMS = programs
 
 
 def chunked() -> None:
