@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-SUITES = ("tests/test_hyperbolic.py", "tests/test_attention.py", "tests/test_attention_rows.py")
+SUITES = tuple(f"tests/test_{family}.py" for family in ("hyperbolic", "attention", "attention_rows", "modulation"))
 TRITON_ALONE = ("tests/test_attention_varlen.py", "tests/test_multi_source.py")
 SANITIZED = "float32 and (9x123 or many or bias)"
 SHAPES = ((16384, 512), (2048, 512), (256, 128))
