@@ -7,6 +7,28 @@
 namespace mmkern {
 inline namespace MMKERN_ISA {
 
+// The same call with the leading axes of its tensors in the order in which those of tensor `lead` lie in memory, the
+// outermost first: neighbouring rows then are neighbours there. Tensors of another rank stay as they are.
+inline Call in_memory_order(const Call& call, int lead) {
+  Call ordered = call;
+  const View& x = call[lead];
+  int order[kMaxRank];
+  for (int axis = 0; axis < x.rank - 1; ++axis) {
+    int place = axis;
+    for (; place > 0 && x.strides[order[place - 1]] < x.strides[axis]; --place) order[place] = order[place - 1];
+    order[place] = axis;
+  }
+  for (View& view : ordered.tensors) {
+    if (!view || view.rank != x.rank) continue;
+    const View given = view;
+    for (int axis = 0; axis < x.rank - 1; ++axis) {
+      view.sizes[axis] = given.sizes[order[axis]];
+      view.strides[axis] = given.strides[order[axis]];
+    }
+  }
+  return ordered;
+}
+
 // Walks over the first `leading` axes of a view, the last of them fastest, from `row` on. What it points to is the
 // offset of the row's first element.
 class RowWalk {

@@ -186,10 +186,11 @@ void rotate_rows_backward(const Call& call) {
 }
 
 inline void forward(const Call& call) {
-  with_storage(call[0].dtype, [&](auto s) { rotate_rows<typename decltype(s)::type>(call); });
+  with_storage(call[0].dtype, [&](auto s) { rotate_rows<typename decltype(s)::type>(in_memory_order(call, 0)); });
 }
 inline void backward(const Call& call) {
-  with_storage(call[0].dtype, [&](auto s) { rotate_rows_backward<typename decltype(s)::type>(call); });
+  with_storage(call[0].dtype,
+               [&](auto s) { rotate_rows_backward<typename decltype(s)::type>(in_memory_order(call, 1)); });
 }
 
 }  // namespace rotary
