@@ -81,7 +81,7 @@ def merge_kernel(
 
 
 @triton.jit
-def _store_tile(to, row, col, values, heads, length, mask):
+def store_tile(to, row, col, values, heads, length, mask):
     if to is not None:
         at = rows_at(to, row, heads, length)[:, None] + col[None, :]
         tl.store(at, values.to(to.data.dtype.element_ty), mask)
@@ -130,8 +130,8 @@ def merge_backward_kernel(
         a = tl.load(a_at[:, None] + col[None, :], both, 0.0).to(tl.float32)
         b = tl.load(b_at[:, None] + col[None, :], both, 0.0).to(tl.float32)
         gain += tl.sum(tl.where(both, g * (a - b), 0.0), 1)
-        _store_tile(out_grad, row, col, tl.where(has_a[:, None], w[:, None] * g, 0.0), heads, length, mask)
-        _store_tile(other_grad, row, col, tl.where(has_b[:, None], v[:, None] * g, 0.0), heads, length, mask)
+        store_tile(out_grad, row, col, tl.where(has_a[:, None], w[:, None] * g, 0.0), heads, length, mask)
+        store_tile(other_grad, row, col, tl.where(has_b[:, None], v[:, None] * g, 0.0), heads, length, mask)
     from_lse = tl.load(rows_at(grad_lse, row, heads, length), inside, 0.0)
     _store_numbers(out_lse_grad, row, tl.where(has_a, w * (v * gain + from_lse), 0.0), heads, length, inside)
     _store_numbers(other_lse_grad, row, tl.where(has_b, v * (from_lse - w * gain), 0.0), heads, length, inside)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from mmkern.kernels.attention_rows import rows_at
+from mmkern.kernels.attention_rows import rows_at, store_tile
 from mmkern.kernels.attention_tiles import Strided
 from mmkern.kernels.rows import scalar, unit_stride
 from mmkern.kernels.scalar_math import div, sqrt
@@ -38,13 +38,6 @@ class Problem(NamedTuple):
 @triton.jit
 def _load(x, row, col, heads, length, mask):
     return tl.load(rows_at(x, row, heads, length)[:, None] + col[None, :], mask, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(to, row, col, values, heads, length, mask):
-    if to is not None:
-        at = rows_at(to, row, heads, length)[:, None] + col[None, :]
-        tl.store(at, values.to(to.data.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -114,11 +107,11 @@ def forward_kernel(
     col_mask = col < cols
     mask = inside[:, None] & col_mask[None, :]
     r = _load_sum(problem, row, col, heads, length, mask)
-    _store(total, row, col, r, heads, length, mask)
+    store_tile(total, row, col, r, heads, length, mask)
     n, _ = _normalize(r, mask, cols, scalar(eps), CENTERED)
     weight, bias, factor, f = _modulation(problem, row, col, heads, length, mask, col_mask)
     y = _unscaled(n, problem, weight, bias, factor, row, col, heads, length, mask)
-    _store(out, row, col, f * y, heads, length, mask)
+    store_tile(out, row, col, f * y, heads, length, mask)
 
 
 class Gradients(NamedTuple):
@@ -174,8 +167,8 @@ def backward_kernel(
             tl.store(to.frame_sums + row, tl.sum(g * y, 1), inside)
         u = f * g
         if OF_EACH_ROW:
-            _store(to.shift, row, col, u, heads, length, mask)
-            _store(to.scale, row, col, u * (n * weight + bias), heads, length, mask)
+            store_tile(to.shift, row, col, u, heads, length, mask)
+            store_tile(to.scale, row, col, u * (n * weight + bias), heads, length, mask)
         slope = u * factor
         if to.sums is not None:
             added = slope if OF_EACH_ROW else u
@@ -193,13 +186,13 @@ def backward_kernel(
             slope += _load(total_grad, row, col, heads, length, mask)
         if to.gate is not None or to.gate_sums is not None:
             of_gate = slope * _load(problem.x, row, col, heads, length, mask)
-            _store(to.gate, row, col, of_gate, heads, length, mask)
+            store_tile(to.gate, row, col, of_gate, heads, length, mask)
             if to.gate_sums is not None:
                 gate_sum += tl.where(mask, of_gate, 0.0)
-        _store(to.residual, row, col, slope, heads, length, mask)
+        store_tile(to.residual, row, col, slope, heads, length, mask)
         if problem.gate is not None:
             slope *= _load(problem.gate, row, col, heads, length, mask)
-        _store(to.x, row, col, slope, heads, length, mask)
+        store_tile(to.x, row, col, slope, heads, length, mask)
     if to.sums is not None:
         at = to.sums + program * 2 * cols + col
         tl.store(at, tl.sum(u_sum, 0), col_mask)
