@@ -21,6 +21,7 @@ namespace mmkern {
   namespace level {                                                                                                    \
   KernelTable attention_kernels();                                                                                     \
   KernelTable attention_rows_kernels();                                                                                \
+  KernelTable diffusion_kernels();                                                                                     \
   KernelTable hyperbolic_kernels();                                                                                    \
   KernelTable modulation_kernels();                                                                                    \
   }
@@ -53,7 +54,8 @@ bool runs_here(const char* level) {
   {#level, [] { return runs_here(#level); },                                                                           \
    [] {                                                                                                                \
      return std::vector<KernelTable>{level::attention_kernels(), level::attention_rows_kernels(),                      \
-                                     level::hyperbolic_kernels(), level::modulation_kernels()};                        \
+                                     level::diffusion_kernels(), level::hyperbolic_kernels(),                          \
+                                     level::modulation_kernels()};                                                     \
    }},
 // Best last.
 const Level kLevels[] = {MMKERN_FOR_EACH_LEVEL(MMKERN_LEVEL)};

@@ -4,12 +4,13 @@
 //
 // A tensor parameter is `name: axes`: `*` stands for any leading axes, equal wherever it occurs, and a letter for one
 // axis. All tensors share the dtype of the first, but one marked `acc` has the accumulation dtype (float32, or float64
-// beside float64), and one marked `bool` or `int64` has that. The axes before the last are walked with one stride; one
-// marked `flat` has a single stride over all axes, and one marked `strided` a stride for each, the last being dense;
-// of one marked `broadcast`, any axis may also have the size 1, and one called `1` has no other; of one marked
-// `shared`, the innermost leading axes may. `number name` is any, `positive name` above zero, `nonnegative name` at
-// least zero. A tensor may be None if the kernel reads it as "not there"; such parameters are marked `opt`. What axes
-// have to do with each other may come first: "h multiple of g, d positive; q: hd, ...".
+// beside float64), one marked `own` any that is summed in that, and one marked `bool` or `int64` has that. The axes
+// before the last are walked with one stride; one marked `flat` has a single stride over all axes, and one marked
+// `strided` a stride for each, the last being dense; of one marked `broadcast`, any axis may also have the size 1, and
+// one called `1` has no other; of one marked `shared`, the innermost leading axes may; one marked `samples` has of the
+// leading axes the first, or 1. `number name` is any, `positive name` above zero, `nonnegative name` at least zero. A
+// tensor may be None if the kernel reads it as "not there"; such parameters are marked `opt`. What axes have to do with
+// each other may come first: "h multiple of g, d positive; q: hd, ...".
 #pragma once
 
 #include <algorithm>
@@ -22,14 +23,14 @@ namespace mmkern {
 
 struct Parameter {
   enum class Kind { tensor, number, positive, nonnegative };
-  enum class Axes { rows, flat, strided, broadcast, shared };
+  enum class Axes { rows, flat, strided, broadcast, shared, samples };
   Kind kind = Kind::tensor;
   Axes axes = Axes::rows;
   Dtype fixed_dtype = Dtype::none;
-  bool accumulates = false, optional = false, any_leading = false;
+  bool accumulates = false, optional = false, any_leading = false, own_dtype = false;
   std::string name, letters;  // letters: the named axes after `*`
 
-  bool shares_dtype() const { return kind == Kind::tensor && !accumulates && fixed_dtype == Dtype::none; }
+  bool shares_dtype() const { return kind == Kind::tensor && !accumulates && !own_dtype && fixed_dtype == Dtype::none; }
 };
 
 class Signature {
@@ -60,7 +61,8 @@ class Signature {
 
     void match(const Parameter& p, const View& view) {
       const int named = int(p.letters.size()), rest = view.rank - named;
-      if (rest < 0 || (rest > 0 && !p.any_leading)) throw BadArgument{"has " + std::to_string(view.rank) + " axes"};
+      const bool fits = p.axes == Parameter::Axes::samples ? rest == 1 : rest == 0 || (rest > 0 && p.any_leading);
+      if (!fits) throw BadArgument{"has " + std::to_string(view.rank) + " axes"};
       match_dtype(p, view);
       if (p.any_leading) match_leading(p, view, rest);
       for (int i = 0; i < named; ++i) {
@@ -80,13 +82,21 @@ class Signature {
     }
 
     void match_dtype(const Parameter& p, const View& view) {
-      if (view.dtype != dtype_of(p)) throw BadArgument{"has another dtype than expected"};
+      const bool fits = p.own_dtype
+                            ? is_floating(view.dtype) && (view.dtype == Dtype::float64) == (dtype == Dtype::float64)
+                            : view.dtype == dtype_of(p);
+      if (!fits) throw BadArgument{"has another dtype than expected"};
     }
 
     void match_leading(const Parameter& p, const View& view, int rest) {
       if (!leading) {
         leading = &view;
         leading_rank = rest;
+        return;
+      }
+      if (p.axes == Parameter::Axes::samples) {
+        const int64_t samples = leading_rank > 0 ? leading->sizes[0] : 1;
+        if (view.sizes[0] != 1 && view.sizes[0] != samples) throw BadArgument{mismatch(0, view.sizes[0], samples)};
         return;
       }
       if (rest != leading_rank) throw BadArgument{"has other leading axes than expected"};
@@ -166,6 +176,11 @@ class Signature {
     });
     Bound bound;
     bound.dtype = shared_dtype(call, count);
+    for (const Relation& relation : relations_) {
+      if (!relation.size) continue;
+      bound.known[int(relation.axis)] = true;
+      bound.axis[int(relation.axis)] = relation.size;
+    }
     tensors = 0;
     each(args, count, [&](const Parameter& p, PyObject*) {
       if (p.kind != Parameter::Kind::tensor) return;
@@ -177,9 +192,10 @@ class Signature {
   }
 
  private:
-  // An axis is a multiple of another, or above 0.
+  // An axis is a multiple of another, or above 0, or of one size.
   struct Relation {
     char axis, divisor;
+    int64_t size;
   };
 
   // Of an axis that no tensor has, nothing is asked.
@@ -198,9 +214,10 @@ class Signature {
   }
 
   static Relation relation(const std::string& text) {
-    const std::string between = " multiple of ";
-    const size_t at = text.find(between);
-    return {text[0], at == std::string::npos ? char(0) : text[at + between.size()]};
+    const std::string between = " multiple of ", equal = " is ";
+    const size_t at = text.find(between), size = text.find(equal);
+    return {text[0], at == std::string::npos ? char(0) : text[at + between.size()],
+            size == std::string::npos ? 0 : std::stoll(text.substr(size + equal.size()))};
   }
 
   template <class F>
@@ -224,12 +241,14 @@ class Signature {
     if (take("nonnegative ")) p.kind = Parameter::Kind::nonnegative;
     p.optional = take("opt ");
     p.accumulates = take("acc ");
+    p.own_dtype = take("own ");
     if (take("bool ")) p.fixed_dtype = Dtype::boolean;
     if (take("int64 ")) p.fixed_dtype = Dtype::int64;
     if (take("flat ")) p.axes = Parameter::Axes::flat;
     if (take("strided ")) p.axes = Parameter::Axes::strided;
     if (take("broadcast ")) p.axes = Parameter::Axes::broadcast;
     if (take("shared ")) p.axes = Parameter::Axes::shared;
+    if (take("samples ")) p.axes = Parameter::Axes::samples;
     const size_t colon = text.find(':');
     p.name = text.substr(0, colon);
     if (p.kind == Parameter::Kind::tensor) {

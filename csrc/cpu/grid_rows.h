@@ -29,6 +29,46 @@ inline Call in_memory_order(const Call& call, int lead) {
   return ordered;
 }
 
+// The same call with as few axes as may be: neighbours that all tensors walk over as one become one, and what tensor
+// `lead` has more than once and another has once is expanded. All tensors have the rank of `lead`, or no axis; of
+// those, rows are dense or expanded.
+inline Call with_fewest_axes(const Call& call, int lead) {
+  Call merged = call;
+  const View& x = call[lead];
+  const int last = x.rank - 1;
+  for (View& view : merged.tensors) {
+    if (!view) continue;
+    for (int axis = 0; axis <= last; ++axis) {
+      if (view.sizes[axis] == 1) view.strides[axis] = x.sizes[axis] == 1 && axis == last ? 1 : 0;
+      view.sizes[axis] = x.sizes[axis];
+    }
+  }
+  int kept = last;  // the axes from here on are those of the result
+  for (int axis = last - 1; axis >= 0; --axis) {
+    bool is_one = true;
+    for (const View& view : merged.tensors)
+      is_one = is_one && (!view || x.sizes[axis] == 1 || view.strides[axis] == view.strides[kept] * view.sizes[kept]);
+    if (!is_one) --kept;
+    for (View& view : merged.tensors) {
+      if (!view) continue;
+      if (is_one) {
+        view.sizes[kept] *= x.sizes[axis];
+      } else {
+        view.sizes[kept] = x.sizes[axis];
+        view.strides[kept] = view.strides[axis];
+      }
+    }
+  }
+  for (View& view : merged.tensors) {
+    view.rank = view ? last + 1 - kept : 0;
+    for (int axis = 0; axis < view.rank; ++axis) {
+      view.sizes[axis] = view.sizes[kept + axis];
+      view.strides[axis] = view.strides[kept + axis];
+    }
+  }
+  return merged;
+}
+
 // Walks over the first `leading` axes of a view, the last of them fastest, from `row` on. What it points to is the
 // offset of the row's first element.
 class RowWalk {
@@ -55,6 +95,39 @@ class RowWalk {
   const View& view_;
   int leading_;
   int64_t index_[kMaxRank], offset_ = 0;
+};
+
+// The same over all tensors of a call that has put them on the axes of tensor `lead`.
+class CallRows {
+ public:
+  CallRows(const Call& call, int lead, int64_t row) : call_(call), leading_(call[lead].rank - 1) {
+    for (int axis = leading_ - 1; axis >= 0; --axis) {
+      sizes_[axis] = call[lead].sizes[axis];
+      index_[axis] = row % sizes_[axis];
+      row /= sizes_[axis];
+      move(axis, index_[axis]);
+    }
+  }
+
+  int64_t offset(int tensor) const { return offsets_[tensor]; }
+  void operator++() {
+    for (int axis = leading_ - 1; axis >= 0; --axis) {
+      move(axis, 1);
+      if (++index_[axis] < sizes_[axis]) return;
+      move(axis, -index_[axis]);
+      index_[axis] = 0;
+    }
+  }
+
+ private:
+  void move(int axis, int64_t by) {
+    for (int i = 0; i < kMaxTensors; ++i)
+      if (call_[i]) offsets_[i] += by * call_[i].strides[axis];
+  }
+
+  const Call& call_;
+  int leading_;
+  int64_t sizes_[kMaxRank], index_[kMaxRank], offsets_[kMaxTensors] = {};
 };
 
 // The same of one tensor's elements of type S; null where the tensor is.

@@ -342,6 +342,22 @@ MMKERN_FN Vec<float, R> atan2(Vec<float, R> y, Vec<float, R> x) {
   return select((x == x) & (y == y), with_sign(angle, y), x + y);
 }
 
+// sin and cos of 2 pi v, for v in [0, 1] of at most 24 bits: of whole quarters of a turn, and of what is left of
+// one. 1.2 ulp each.
+template <int R>
+MMKERN_FN void sin_cos_of_turns(Vec<float, R> v, Vec<float, R>& sin, Vec<float, R>& cos) {
+  using V = Vec<float, R>;
+  constexpr float kToWhole = 12582912.0f;  // 1.5 2^23: the sum is a whole number, in its last bits
+  const V quarters = v * 4.0f, shifted = quarters + kToWhole, f = quarters - (shifted - kToWhole);
+  const V s = f * polynomial(f * f, 1.5707964f, -6.4596350e-01f, 7.9680030e-02f, -4.6016580e-03f),
+          c = polynomial(f * f, 1.0f, -1.2337005f, 2.5366917e-01f, -2.0859936e-02f, 9.0336300e-04f);
+  const Bits<R> q(shifted);
+  const auto odd = is_negative((q << 31).as_float());
+  const auto flipped = [](V x, Bits<R> q) { return select(is_negative((q << 30).as_float()), -x, x); };
+  sin = flipped(select(odd, c, s), q);
+  cos = flipped(select(odd, s, c), q + 1);
+}
+
 // Scalar: for (i < size) v[i] = f(v[i]);
 template <int R>
 MMKERN_FN Vec<double, R> each_lane(Vec<double, R> v, double (*f)(double)) {
@@ -364,6 +380,13 @@ template <int R> MMKERN_FN Vec<double, R> acosh1p(Vec<double, R> t) { return log
 template <int R> MMKERN_FN Vec<double, R> atanh(Vec<double, R> x) { return each_lane(x, ::atanh); }
 template <int R> MMKERN_FN Vec<double, R> acos(Vec<double, R> x) { return each_lane(x, ::acos); }
 // clang-format on
+
+template <int R>
+MMKERN_FN void sin_cos_of_turns(Vec<double, R> v, Vec<double, R>& sin, Vec<double, R>& cos) {
+  const Vec<double, R> angle = v * 6.283185307179586;
+  sin = each_lane(angle, ::sin);
+  cos = each_lane(angle, ::cos);
+}
 
 template <int R>
 MMKERN_FN Vec<double, R> atan2(Vec<double, R> y, Vec<double, R> x) {

@@ -3,6 +3,23 @@
 from .attention import cross_attention
 from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
 from .attention_varlen import cross_attention_varlen
+from .diffusion import Coefficients as Coefficients  # what steps take, and no ops themselves
+from .diffusion import Known as Known
+from .diffusion import StepOptions as StepOptions
+from .diffusion import Threshold as Threshold
+from .diffusion import (
+    ddim_step,
+    ddpm_step,
+    dpm_solver_pp_2m_step,
+    dpm_solver_pp_3m_step,
+    euler_ancestral_step,
+    euler_step,
+    flow_match_euler_step,
+    heun_step,
+    lcm_step,
+    unipc_step,
+)
+from .guidance import Guidance as Guidance
 from .hyperbolic import (
     lorentz_centroid,
     lorentz_distance,
@@ -35,8 +52,17 @@ __all__ = [
     "ada_layer_norm",
     "cross_attention",
     "cross_attention_varlen",
+    "ddim_step",
+    "ddpm_step",
+    "dpm_solver_pp_2m_step",
+    "dpm_solver_pp_3m_step",
     "dual_ada_layer_norm",
+    "euler_ancestral_step",
+    "euler_step",
+    "flow_match_euler_step",
+    "heun_step",
     "layer_norm",
+    "lcm_step",
     "lorentz_centroid",
     "lorentz_distance",
     "lorentz_entailment_loss",
@@ -64,4 +90,5 @@ __all__ = [
     "qk_norm_rotary",
     "rms_norm",
     "rotary_embedding",
+    "unipc_step",
 ]

@@ -186,8 +186,15 @@ def boolean(name: str) -> Check:
 
 
 def check_tensor(
-    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None
+    op: str,
+    name: str,
+    x: Any,
+    beside: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int, ...] | None,
+    of: str = "q",
 ) -> None:
+    """A tensor, if there is one, of a dtype and a shape, on the device of ``beside``, which is called ``of``."""
     if x is None:
         return
     if not isinstance(x, Tensor):
@@ -195,16 +202,22 @@ def check_tensor(
     if x.dtype not in dtypes:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{op}: {name} has dtype {x.dtype}, expected {expected}")
-    if x.device != q.device:
-        raise ValueError(f"{op}: {name} is on {x.device}, expected {q.device} as q")
+    if x.device != beside.device:
+        raise ValueError(f"{op}: {name} is on {x.device}, expected {beside.device} as {of}")
     if shape is not None and x.shape != shape:
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
 
 
 def check_broadcast(
-    op: str, name: str, x: Any, q: Tensor, dtypes: tuple[torch.dtype, ...], full: tuple[int, ...]
+    op: str,
+    name: str,
+    x: Any,
+    beside: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    full: tuple[int, ...],
+    of: str = "q",
 ) -> None:
-    check_tensor(op, name, x, q, dtypes, None)
+    check_tensor(op, name, x, beside, dtypes, None, of)
     if x is None:
         return
     trailing = full[len(full) - x.dim() :]

@@ -32,7 +32,7 @@ def _check_modulators(op: str, args: Arguments) -> None:
     x = args["x"]
     floating_beside(*(name for name in (*_AFFINE, *_MODULATORS) if name in args), of="x", is_optional=True)(op, args)
     for name in _AFFINE:
-        check_tensor(op, name, args[name], x, FLOATING, x.shape[-1:])
+        check_tensor(op, name, args[name], x, FLOATING, x.shape[-1:], "x")
     for name in _MODULATORS:
         given = args.get(name)
         if given is None:

@@ -44,3 +44,20 @@ def threshold(probability: float) -> int:
     """The least word whose uniform number ``⌊w / 2⁸⌋ 2⁻²⁴`` is at least ``probability``; 2³² where there is none."""
     steps: int = math.ceil(probability * 2**UNIFORM_BITS)
     return steps << (32 - UNIFORM_BITS)
+
+
+def normal(seed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """``[count]`` standard normal numbers; number i is of counter ``offset + ⌊i/4⌋``.
+
+    Two by two from the words (a, b) of a counter, by the transform of Box and Muller (1958): ``√(−2 ln u)·cos 2πv`` and
+    ``√(−2 ln u)·sin 2πv`` with ``u = (a + 1)·2⁻³²``, rounded to float32, and ``v = ⌊b / 2⁸⌋·2⁻²⁴``.
+
+    Args:
+        seed: int64 ``[2]``: the key, and the offset.
+    """
+    counters = torch.arange(-(-count // 4), device=seed.device) + seed[1]
+    a, b = philox(seed[0], counters).unflatten(-1, (2, 2)).unbind(-1)
+    u = (a.float() * 2.0**-32 + 2.0**-32).to(dtype)
+    angle = (b >> (32 - UNIFORM_BITS)).to(dtype) * (2 * math.pi / 2**UNIFORM_BITS)
+    radius = torch.sqrt(-2 * torch.log(u))
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1).flatten()[:count]

@@ -1,0 +1,1 @@
+"""Noise schedules, and the coefficients that they give to each solver's steps."""

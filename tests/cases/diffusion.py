@@ -1,0 +1,114 @@
+"""Cases of the diffusion family: layouts, every column of the coefficients, guidance, noise, limits, what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column
+
+from .case import Case
+from .modulation import LAYOUTS, randn
+
+_NAMES = (
+    "x",
+    *(f"output{i}" for i in range(MAX_OUTPUTS)),
+    "mask",
+    *(f"history{i}" for i in range(MAX_HISTORY)),
+    *("noise", "seed", "keep", "known", "known_noise", "weights", "rescale", "coefficients", "limits"),
+)
+_WIDE = tuple(_NAMES.index(name) for name in ("mask", "keep", "weights", "rescale", "coefficients", "limits"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a step is given beside the sample and the coefficients."""
+
+    outputs: int = 1
+    history: int = 0
+    noise: str = ""  # "given" or "drawn"
+    mask: Callable[[Tensor], tuple[int, ...]] | None = None  # the shape that broadcasts
+    keep: Callable[[Tensor], tuple[int, ...]] | None = None
+    rescale: bool = False
+    limits: bool = False
+    samples: bool = False  # have a row of numbers each
+
+
+def _frames(x: Tensor) -> tuple[int, ...]:
+    """``[B, T, 1]``."""
+    return (*x.shape[:-1], 1)
+
+
+def _places(x: Tensor) -> tuple[int, ...]:
+    """``[1, ..., D]``."""
+    return (*[1] * (x.dim() - 1), x.shape[-1])
+
+
+PARTS = {
+    "plain": Parts(),
+    "nothing": Parts(outputs=0),
+    "two outputs": Parts(outputs=2),
+    "five outputs": Parts(outputs=5, samples=True),
+    "frames": Parts(outputs=3, mask=_frames),
+    "places": Parts(outputs=3, mask=_places, samples=True),
+    "history": Parts(history=4),
+    "noise": Parts(noise="given", samples=True),
+    "drawn": Parts(noise="drawn"),
+    "known": Parts(keep=_frames),
+    "known places": Parts(keep=_places, noise="given"),
+    "rescale": Parts(outputs=2, rescale=True),
+    "rescale each": Parts(outputs=2, rescale=True, samples=True, limits=True),
+    "limits": Parts(limits=True),
+    "all": Parts(5, 4, "drawn", _frames, _frames, True, True, True),
+}
+
+
+def case(op: str, layout: str, parts: str) -> Case:
+    def build(g: torch.Generator) -> list[Any]:
+        p = PARTS[parts]
+
+        def sample() -> Tensor:
+            return LAYOUTS[layout](lambda *shape: randn(g, *shape))
+
+        x = sample()
+        rows = x.shape[0] if p.samples and x.dim() > 1 else 1
+        given: dict[str, Any] = {"x": x, "coefficients": randn(g, rows, len(Column))}
+        given |= {f"output{i}": sample() for i in range(p.outputs)}
+        given |= {f"history{i}": sample() for i in range(p.history)}
+        if p.outputs > 1:
+            given["weights"] = randn(g, rows, 2 * MAX_OUTPUTS)
+        if p.mask is not None:
+            given["mask"] = randn(g, *p.mask(x)).sigmoid()
+        if p.noise == "given":
+            given["noise"] = sample()
+        if p.noise == "drawn":
+            given["seed"] = torch.tensor([2**40 + 7, 5])
+        if p.keep is not None:
+            given |= {"keep": randn(g, *p.keep(x)).sigmoid(), "known": sample(), "known_noise": sample()}
+        if p.rescale:
+            given["rescale"] = randn(g, rows, 1).sigmoid()
+        if p.limits:
+            given["limits"] = randn(g, rows, 2).abs() + 0.1
+        return [given.get(name) for name in _NAMES]
+
+    return Case(op, f"{layout}-{parts}", build, wide=_WIDE)
+
+
+OF_DRAWN_NOISE = ("5x123", "2x7x64", "2x70x20", "2x3x5x16")  # laid out in the order of their axes
+
+
+def _cases() -> Iterator[Case]:
+    yield from (case("denoise_step", layout, "two outputs") for layout in LAYOUTS)
+    yield from (case("denoise_step", "2x70x20", parts) for parts in PARTS)
+    yield from (case("denoise_step", "sliced", parts) for parts in PARTS if "dra" not in parts and parts != "all")
+    yield from (case("denoise_step", layout, "drawn") for layout in OF_DRAWN_NOISE)
+    yield from (case("multistep", "2x7x64", parts) for parts in ("plain", "history", "limits"))
+    yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside"))
+    yield case("corrected_step", "2x70x20", "all")
+
+
+CASES = list(dict.fromkeys(_cases()))
