@@ -76,6 +76,8 @@ class Signature {
       check_strides(p, view, named);
     }
 
+    int64_t samples() const { return leading_rank > 0 ? leading->sizes[0] : 1; }
+
     Dtype dtype_of(const Parameter& p) const {
       const Dtype accumulate = dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
       return p.fixed_dtype != Dtype::none ? p.fixed_dtype : p.accumulates ? accumulate : dtype;
@@ -95,8 +97,7 @@ class Signature {
         return;
       }
       if (p.axes == Parameter::Axes::samples) {
-        const int64_t samples = leading_rank > 0 ? leading->sizes[0] : 1;
-        if (view.sizes[0] != 1 && view.sizes[0] != samples) throw BadArgument{mismatch(0, view.sizes[0], samples)};
+        if (view.sizes[0] != 1 && view.sizes[0] != samples()) throw BadArgument{mismatch(0, view.sizes[0], samples())};
         return;
       }
       if (rest != leading_rank) throw BadArgument{"has other leading axes than expected"};
@@ -128,7 +129,9 @@ class Signature {
     View contiguous(const Parameter& p) const {
       View view;
       view.dtype = dtype_of(p);
-      if (p.any_leading)
+      if (p.axes == Parameter::Axes::samples)
+        view.sizes[view.rank++] = samples();
+      else if (p.any_leading)
         for (int i = 0; i < leading_rank; ++i) view.sizes[view.rank++] = leading->sizes[i];
       for (const char letter : p.letters) view.sizes[view.rank++] = axis[int(letter)];
       set_dense_strides(view);
@@ -181,12 +184,14 @@ class Signature {
       bound.known[int(relation.axis)] = true;
       bound.axis[int(relation.axis)] = relation.size;
     }
-    tensors = 0;
-    each(args, count, [&](const Parameter& p, PyObject*) {
-      if (p.kind != Parameter::Kind::tensor) return;
-      const View& view = call.tensors[tensors++];
-      if (view.dtype != Dtype::none) bound.match(p, view);
-    });
+    for (const bool of_samples : {false, true}) {  // which are held against the leading axes of the others
+      tensors = 0;
+      each(args, count, [&](const Parameter& p, PyObject*) {
+        if (p.kind != Parameter::Kind::tensor) return;
+        const View& view = call.tensors[tensors++];
+        if (view.dtype != Dtype::none && (p.axes == Parameter::Axes::samples) == of_samples) bound.match(p, view);
+      });
+    }
     for (const Relation& relation : relations_) check(relation, bound);
     return bound;
   }

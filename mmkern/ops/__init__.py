@@ -3,6 +3,7 @@
 from .attention import cross_attention
 from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
 from .attention_varlen import cross_attention_varlen
+from .denoising_loss import add_noise, denoising_loss, velocity
 from .diffusion import Coefficients as Coefficients  # what steps take, and no ops themselves
 from .diffusion import Known as Known
 from .diffusion import StepOptions as StepOptions
@@ -50,10 +51,12 @@ from .multi_source import multi_source_attention
 
 __all__ = [
     "ada_layer_norm",
+    "add_noise",
     "cross_attention",
     "cross_attention_varlen",
     "ddim_step",
     "ddpm_step",
+    "denoising_loss",
     "dpm_solver_pp_2m_step",
     "dpm_solver_pp_3m_step",
     "dual_ada_layer_norm",
@@ -91,4 +94,5 @@ __all__ = [
     "rms_norm",
     "rotary_embedding",
     "unipc_step",
+    "velocity",
 ]

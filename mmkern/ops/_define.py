@@ -81,6 +81,16 @@ class like:  # noqa: N801
         return shape
 
 
+@dataclass(frozen=True)
+class summed:  # noqa: N801
+    """A shape, in the dtype of the sums."""
+
+    shape: Shape
+
+    def __call__(self, args: Sequence[Any]) -> tuple[int, ...]:
+        return self.shape(args)
+
+
 def rows_of(argument: int) -> Shape:
     """One number a row: the shape without its last axis."""
     return lambda args: args[argument].shape[:-1]
@@ -210,7 +220,8 @@ class Op:
 
     def has_dtype_of_inputs(self, slot: int) -> bool:
         """Whether an output does; the others are in the dtype of sums."""
-        return slot == 0 or isinstance(self.outputs[slot], like)
+        output = self.outputs[slot]
+        return isinstance(output, like) or (slot == 0 and not isinstance(output, summed))
 
     def _empty_like(self, index: int, shape: Sequence[int], x: Tensor, empty: Callable[..., Tensor]) -> Tensor:
         """For a grid ``x``, argument ``index``, the axes of the new tensor lie in memory in the order of those of x."""
@@ -495,8 +506,8 @@ def define(
         schema: ``"name(Tensor x, Tensor curvature, float eps) -> Tensor"``, as registered with torch.
         family: the name of the family's files on every floor.
         reference: the meaning, called with the arguments in order.
-        output: the shape of the result, whose dtype is that of the first vector argument; of several, those others
-            that are not ``like`` an argument are in the dtype of the sums.
+        output: the shape of the result, whose dtype is that of the first vector argument unless it is ``summed``; of
+            several, those others that are not ``like`` an argument are in the dtype of the sums.
         requires: checks, run in order where a call is not already what a kernel takes.
         kinds: which tensor arguments are not vectors (see :class:`Argument`).
         arrange: brings checked arguments to the shapes that kernels take (broadcasting).

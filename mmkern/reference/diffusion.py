@@ -132,3 +132,16 @@ def multistep(*args: Any) -> tuple[Tensor, Tensor]:
 def corrected_step(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The next sample, x₀, and the sample that the next one was made of: this one, corrected."""
     return _terms(*args)
+
+
+def masked_squared_error(pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """``[B]``: ``Σ mask·(pred − target)²`` of each sample, in float32 at least."""
+    wide = torch.promote_types(pred.dtype, torch.float32)
+    terms = (pred.to(wide) - target.to(wide)).square()
+    if mask is not None:
+        terms = mask * terms
+    return terms.reshape(_samples(pred), -1).sum(1)
+
+
+def _samples(x: Tensor) -> int:
+    return x.shape[0] if x.dim() > 1 else 1

@@ -1,4 +1,5 @@
-"""Cases of the diffusion family: layouts, every column of the coefficients, guidance, noise, limits, what is known."""
+"""Cases of the diffusion family: layouts, every column of the coefficients, guidance, noise, limits, what is known; the
+loss and its mask."""
 
 from __future__ import annotations
 
@@ -98,6 +99,15 @@ def case(op: str, layout: str, parts: str) -> Case:
     return Case(op, f"{layout}-{parts}", build, wide=_WIDE)
 
 
+def loss_case(layout: str, mask: Callable[[Tensor], tuple[int, ...]] | None = None) -> Case:
+    def build(g: torch.Generator) -> list[Any]:
+        pred, target = (LAYOUTS[layout](lambda *shape: randn(g, *shape)) for _ in range(2))
+        return [pred, target, None if mask is None else randn(g, *mask(pred)).sigmoid()]
+
+    name = "" if mask is None else f"-{mask.__name__.strip('_')}"
+    return Case("masked_squared_error", f"{layout}{name}", build, wide=(2,))
+
+
 OF_DRAWN_NOISE = ("5x123", "2x7x64", "2x70x20", "2x3x5x16")  # laid out in the order of their axes
 
 
@@ -109,6 +119,10 @@ def _cases() -> Iterator[Case]:
     yield from (case("multistep", "2x7x64", parts) for parts in ("plain", "history", "limits"))
     yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside"))
     yield case("corrected_step", "2x70x20", "all")
+    yield from (loss_case(layout) for layout in LAYOUTS)
+    yield from (
+        loss_case(layout, mask) for layout in ("2x70x20", "sliced", "rows inside") for mask in (_frames, _places)
+    )
 
 
 CASES = list(dict.fromkeys(_cases()))

@@ -1,0 +1,102 @@
+// Kernels that make each element of their results from what is in its place in other tensors, whatever lies between.
+#pragma once
+
+#include "grid_rows.h"
+#include "stored.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+
+// The tensors of a call, which `with_fewest_axes` has made, along one row.
+template <class T>
+class Elements {
+ public:
+  using V = Vec<T, kLanes<T> * sizeof(T) == 64 ? 4 : 2>;
+
+  struct Place {
+    int64_t i;
+    int n;  // elements; V::size but at the end of a row
+
+    template <class S>
+    MMKERN_FN V load(const S* row) const {
+      return n == V::size ? V::load(row + i) : V::load(row + i, n);
+    }
+    template <bool kStream, class S>
+    MMKERN_FN void store(S* row, V v) const {
+      n == V::size ? v.template store<kStream>(row + i) : v.store(row + i, n);
+    }
+  };
+
+  Elements(const Call& call, int lead, int64_t row) : call_(call), rows_(call, lead, row) {}
+
+  void operator++() { ++rows_; }
+
+  bool has(int slot) const { return bool(call_[slot]); }
+  // Of a tensor of T that moves along leading axes alone; null where it is not there.
+  const T* numbers(int slot) const { return has(slot) ? row(slot).template as<const T>() : nullptr; }
+
+  MMKERN_FN V load(int slot, Place at) const {
+    V v;
+    const bool is_one = call_[slot].strides[call_[slot].rank - 1] == 0;
+    row(slot).with([&](const auto* from)
+                       __attribute__((always_inline)) { v = is_one ? V(Vec<T>::load(from, 1)[0]) : at.load(from); });
+    return v;
+  }
+  template <bool kStream>
+  MMKERN_FN void store(int slot, Place at, V v) const {
+    row(slot).with([&](auto* to) __attribute__((always_inline)) { at.template store<kStream>(to, v); });
+  }
+
+  // f(place) for elements begin to end.
+  template <class F>
+  static MMKERN_FN void each(int64_t begin, int64_t end, F f) {
+    int64_t i = begin;
+    for (; i + V::size <= end; i += V::size) f(Place{i, V::size});
+    if (i < end) f(Place{i, int(end - i)});
+  }
+
+ private:
+  Stored<T> row(int slot) const { return Stored<T>(call_[slot]) + rows_.offset(slot); }
+
+  const Call& call_;
+  CallRows rows_;
+};
+
+// The rows of a tensor, cut into pieces that are worth a thread's while.
+class Pieces {
+ public:
+  static constexpr int64_t kSize = 4096;
+
+  explicit Pieces(const View& x)
+      : rows_(::mmkern::count(x, x.rank - 1)), cols_(x.sizes[x.rank - 1]), each_((cols_ + kSize - 1) / kSize) {}
+
+  int64_t count() const { return rows_ * each_; }
+  int64_t begin(int64_t piece) const { return piece % each_ * kSize; }
+  int64_t end(int64_t piece) const { return begin(piece) + kSize < cols_ ? begin(piece) + kSize : cols_; }
+  int64_t first_element(int64_t piece) const { return piece / each_ * cols_ + begin(piece); }
+
+  // f(of, piece) for each, with of = make(row), which walks from row to row.
+  template <class Make, class F>
+  void for_each(int threads, Make make, F f) const {
+    parallel_rows(count(), 8 * (cols_ < kSize ? cols_ : kSize), threads, [&](int64_t first, int64_t last) {
+      auto of = make(first / each_);
+      for (int64_t piece = first; piece < last; ++piece) {
+        f(of, piece);
+        if (end(piece) == cols_) ++of;
+      }
+      store_fence();
+    });
+  }
+
+ private:
+  int64_t rows_, cols_, each_;
+};
+
+// Whether a result goes past the caches: only one without gaps does.
+inline Rows<char> without_gaps(const View& view) {
+  if (!view || view.rank > 1) return {nullptr, 0, 0, 0};
+  return {static_cast<char*>(view.data), 1, view.sizes[0] * bytes_of(view.dtype), 0};
+}
+
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
