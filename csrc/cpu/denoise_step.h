@@ -36,6 +36,7 @@ namespace column {
 enum {  // Of a row of coefficients: Column of mmkern/reference/diffusion.py.
   kX0Sample,
   kX0Output,
+  kX0Scale,
   kSample,
   kOutput,
   kX0,
@@ -125,7 +126,7 @@ class Step {
   MMKERN_FN void write_at(Place at, const T* drawn) const {
     const T* const by = elements_.numbers(tensor::kCoefficients);
     const V x = elements_.load(tensor::kX, at), output = guided(at);
-    const V x0 = clipped(fma(V(by[column::kX0Output]), output, x * V(by[column::kX0Sample])));
+    const V x0 = clipped(fma(V(by[column::kX0Output]), output, x * V(by[column::kX0Sample])) * V(by[column::kX0Scale]));
     V next = fma(V(by[column::kX0]), x0, fma(V(by[column::kOutput]), output, x * V(by[column::kSample])));
     V corrected = fma(V(by[column::kCorrectedX0]), x0, x * V(by[column::kCorrectedSample]));
     for (int k = 0; k < history_; ++k) {

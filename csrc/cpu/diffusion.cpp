@@ -10,7 +10,7 @@ namespace {
 
 // The letters: two numbers an output, one, the columns of a row of coefficients, two limits, a seed and its offset.
 #define MMKERN_STEP                                                                                                    \
-  "W is 10, R is 1, C is 18, L is 2, P is 2; "                                                                         \
+  "W is 10, R is 1, C is 19, L is 2, P is 2; "                                                                         \
   "strided x: *D, opt own strided output0: *D, opt own strided output1: *D, opt own strided output2: *D, "             \
   "opt own strided output3: *D, opt own strided output4: *D, opt acc broadcast mask: *D, "                             \
   "opt strided history0: *D, opt strided history1: *D, opt strided history2: *D, opt strided history3: *D, "           \

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from mmkern import ops
-from mmkern.ops.diffusion import Coefficients, Outputs, StepOptions
+from mmkern.ops.diffusion import Coefficients, Outputs, StepOptions, take_step
 from mmkern.reference.diffusion import MAX_HISTORY
 
 from .schedule import Step
@@ -18,34 +17,46 @@ from .schedule import Step
 class Sampler:
     """Takes the steps of a solver, and keeps what its next ones ask for.
 
+    Args:
+        keeps_x0: asks every solver for its x₀.
     Attributes:
-        x0: the estimate of the clean sample in the last step, of a solver that keeps it; else None.
+        x0: the estimate of the clean sample in the last step, of a solver that needs it, or where it is kept.
+        corrected: the corrected sample of the last step, or, of ``lcm``, the denoised one where x₀ is kept.
+        taken: how many steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_x0: bool = False) -> None:
+        self._keeps_x0 = keeps_x0
         self.x0: Tensor | None = None
-        self._first: tuple[Tensor, Tensor] | None = None  # the sample and x₀ of a first stage
-        self._corrected: Tensor | None = None
-        self._previous: list[Tensor] = []  # x₀, the last one first
+        self.corrected: Tensor | None = None
+        self.taken = 0
+        self._before: list[Tensor] = []  # x₀, the last one first
+        self._first: tuple[Tensor, ...] = ()  # sample and x₀ of a first stage
 
     def step(
         self, model_output: Outputs, sample: Tensor, coefficients: Coefficients, **options: Unpack[StepOptions]
     ) -> Tensor:
         """The next sample, by the solver that the coefficients are made for."""
-        given = model_output, sample, coefficients
-        take: Any = getattr(ops, f"{coefficients.solver}_step")
-        if coefficients.solver == "heun":
-            out, self.x0 = take(*given, self._first if coefficients.history else None, **options)
-            self._first = None if coefficients.history or self.x0 is None else (sample, self.x0)
-        elif coefficients.solver.startswith("dpm_solver_pp"):
-            out, self.x0 = take(*given, self._previous, **options)
-        elif coefficients.solver == "unipc":
-            out, self.x0, self._corrected = take(*given, self._corrected, self._previous, **options)
-        else:
-            return take(*given, **options)  # type: ignore[no-any-return]
+        solver = coefficients.solver
+        results, history = self._asks_for(solver)
+        out, *rest = take_step(results, model_output, sample, coefficients, options, history)
+        self.x0, self.corrected = (*rest, None, None)[:2]
         if self.x0 is not None:
-            self._previous = [self.x0, *self._previous[: MAX_HISTORY - 2]]
-        return out  # type: ignore[no-any-return]
+            self._before = [self.x0, *self._before[: MAX_HISTORY - 2]]
+            self._first = () if coefficients.history else (sample, self.x0)
+        self.taken += 1
+        return out
+
+    def _asks_for(self, solver: str) -> tuple[Literal[1, 2, 3], Sequence[Tensor | None]]:
+        if solver == "unipc":
+            return 3, (self.corrected, *self._before)
+        if solver == "heun":
+            return 2, self._first
+        if solver.startswith("dpm_solver_pp"):
+            return 2, self._before
+        if solver == "lcm" and self._keeps_x0:
+            return 3, ()
+        return (2 if self._keeps_x0 else 1), ()
 
 
 def sample(

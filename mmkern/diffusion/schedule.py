@@ -224,7 +224,7 @@ class Schedule:
     # ---- Training ------------------------------------------------------------------------------------------------
 
     def noise_coefficients(self, timesteps: Tensor, x: Tensor, what: Literal["sample", "velocity"]) -> Tensor:
-        """``[B, 18]``: of x₀ and noise, what makes the sample of each timestep, or its velocity."""
+        """``[B, 19]``: of x₀ and noise, what makes the sample of each timestep, or its velocity."""
         key = what, x.device, x.dtype
         if key not in self._tables:
             of_x0, of_noise = (self.alphas, self.sigmas) if what == "sample" else (-self.sigmas, self.alphas)

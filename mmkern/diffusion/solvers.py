@@ -55,27 +55,27 @@ def coefficients(
 # ---- What the model predicts -----------------------------------------------------------------------------------------
 
 
-def x0_from(level: Level, prediction: Prediction) -> tuple[float, float]:
-    """a and b of ``x₀ = a·x + b·output``."""
+def x0_from(level: Level, prediction: Prediction) -> tuple[float, float, float]:
+    """a, b and s of ``x₀ = s·(a·x + b·output)``: what is small beside its terms is not made of rounded ones."""
     alpha, sigma = level
     if prediction == "epsilon":
         if alpha == 0:
             raise ValueError(
                 "prediction 'epsilon' says nothing of x₀ where alpha is 0, expected 'v', 'sample' or 'flow'"
             )
-        return 1 / alpha, -sigma / alpha
+        return 1.0, -sigma, 1 / alpha
     if prediction == "v":
         square = alpha**2 + sigma**2
-        return alpha / square, -sigma / math.sqrt(square)
+        return alpha, -sigma * math.sqrt(square), 1 / square
     if prediction == "flow":
-        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+        return 1.0, -sigma, 1 / (alpha + sigma)
     if prediction == "sample":
-        return 0.0, 1.0
+        return 0.0, 1.0, 1.0
     raise ValueError(f"prediction is {prediction!r}, expected {', '.join(map(repr, PREDICTIONS))}")
 
 
 def noise_from(level: Level, prediction: Prediction) -> tuple[float, float]:
-    """The same of the noise, ``ε = a·x + b·output``."""
+    """a and b of ``ε = a·x + b·output``."""
     alpha, sigma = level
     if prediction == "epsilon":
         return 0.0, 1.0
@@ -89,8 +89,8 @@ def noise_from(level: Level, prediction: Prediction) -> tuple[float, float]:
 
 
 def _x0_row(level: Level, prediction: Prediction) -> dict[Column, float]:
-    of_sample, of_output = x0_from(level, prediction)
-    return {Column.X0_SAMPLE: of_sample, Column.X0_OUTPUT: of_output}
+    columns = Column.X0_SAMPLE, Column.X0_OUTPUT, Column.X0_SCALE
+    return dict(zip(columns, x0_from(level, prediction), strict=True))
 
 
 def _along(level: Level, to: Level) -> dict[Column, float]:

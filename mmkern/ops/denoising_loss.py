@@ -22,7 +22,7 @@ class NoiseLevels(Protocol):
     def __len__(self) -> int: ...
 
     def noise_coefficients(self, timesteps: Tensor, x: Tensor, what: Any) -> Tensor:
-        """``[B, 18]``, for ``denoise_step``."""
+        """``[B, 19]``, for ``denoise_step``."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Coefficients:
 
     Args:
         solver: whose they are.
-        numbers: ``[1, 18]``, or a row for each sample: see ``mmkern.reference.diffusion.Column``.
+        numbers: ``[1, 19]``, or a row for each sample: see ``mmkern.reference.diffusion.Column``.
         adds_noise: the step asks for noise.
         history: how many tensors of earlier steps it asks for.
     """
@@ -184,25 +184,22 @@ _corrected_step = _define("corrected_step", 3, reference.corrected_step)
 # ---- The steps -------------------------------------------------------------------------------------------------------
 
 
-def _step(
-    op: Op,
-    solver: str,
+def take_step(
+    results: Literal[1, 2, 3],
     model_output: Outputs,
     sample: Tensor,
     coefficients: Coefficients,
     options: StepOptions,
     history: Sequence[Tensor | None] = (),
-) -> Any:
-    """Runs ``op`` on behalf of ``{solver}_step``."""
-    name = f"{solver}_step"
+) -> tuple[Tensor, ...]:
+    """The next sample, x₀ and the corrected sample, or the first of these, by the solver of the coefficients."""
+    if not isinstance(coefficients, Coefficients):
+        raise TypeError(f"denoising step: coefficients is {type(coefficients).__name__}, expected Coefficients")
+    name = f"{coefficients.solver}_step"
     if unknown := options.keys() - StepOptions.__annotations__.keys():
         raise TypeError(f"{name}: got {', '.join(sorted(unknown))}, expected {', '.join(StepOptions.__annotations__)}")
     if not isinstance(sample, Tensor):
         raise TypeError(f"{name}: sample is {type(sample).__name__}, expected a Tensor")
-    if not isinstance(coefficients, Coefficients):
-        raise TypeError(f"{name}: coefficients is {type(coefficients).__name__}, expected Coefficients")
-    if coefficients.solver != solver:
-        raise ValueError(f"{name}: coefficients are those of {coefficients.solver}_step, expected of {name}")
     history = [past for past in history[: coefficients.history] if past is not None]
     if len(history) < coefficients.history:
         raise ValueError(f"{name}: got {len(history)} tensors of earlier steps, expected {coefficients.history}")
@@ -229,10 +226,12 @@ def _step(
         coefficients.numbers,
         None,
     ]
+    op = (_denoise_step, _multistep, _corrected_step)[results - 1]
     try:
         if clip is not None:
             args[-1] = _limits(name, clip, args)
-        return op(*args)
+        out = op(*args)
+        return out if isinstance(out, tuple) else (out,)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {str(error).removeprefix(f'{op.name}: ')}") from error
 
@@ -273,9 +272,15 @@ def _limits(name: str, clip: float | Threshold, args: list[Any]) -> Tensor:
     return torch.stack([s, 1 / s], 1)
 
 
-def _denoised(solver: str, *given: Any) -> Tensor:
-    out: Tensor = _step(_denoise_step, solver, *given)
-    return out
+def _named(solver: str, results: Literal[1, 2, 3], *given: Any) -> Any:
+    """A step by the name of its solver."""
+    coefficients = given[2]
+    if isinstance(coefficients, Coefficients) and coefficients.solver != solver:
+        raise ValueError(
+            f"{solver}_step: coefficients are those of {coefficients.solver}_step, expected of {solver}_step"
+        )
+    out = take_step(results, *given)
+    return out if results > 1 else out[0]
 
 
 def ddpm_step(
@@ -293,7 +298,8 @@ def ddpm_step(
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Ho et al. 2020, eq. 7.
     """
-    return _denoised("ddpm", model_output, sample, coefficients, options)
+    out: Tensor = _named("ddpm", 1, model_output, sample, coefficients, options)
+    return out
 
 
 def ddim_step(
@@ -304,7 +310,8 @@ def ddim_step(
     Args, Returns, Raises: as in ``ddpm_step``; coefficients of ``mmkern.diffusion.ddim``.
     Source: Song et al. 2021, eq. 12.
     """
-    return _denoised("ddim", model_output, sample, coefficients, options)
+    out: Tensor = _named("ddim", 1, model_output, sample, coefficients, options)
+    return out
 
 
 def euler_step(
@@ -315,7 +322,8 @@ def euler_step(
     Args, Returns, Raises: as in ``ddpm_step``; coefficients of ``mmkern.diffusion.euler``.
     Source: Karras et al. 2022, algorithm 1 without churn.
     """
-    return _denoised("euler", model_output, sample, coefficients, options)
+    out: Tensor = _named("euler", 1, model_output, sample, coefficients, options)
+    return out
 
 
 def euler_ancestral_step(
@@ -326,7 +334,8 @@ def euler_ancestral_step(
     Args, Returns, Raises: as in ``ddpm_step``; coefficients of ``mmkern.diffusion.euler_ancestral``.
     Source: crowsonkb/k-diffusion, sample_euler_ancestral.
     """
-    return _denoised("euler_ancestral", model_output, sample, coefficients, options)
+    out: Tensor = _named("euler_ancestral", 1, model_output, sample, coefficients, options)
+    return out
 
 
 def flow_match_euler_step(
@@ -337,7 +346,8 @@ def flow_match_euler_step(
     Args, Returns, Raises: as in ``ddpm_step``; coefficients of ``mmkern.diffusion.flow_match_euler``.
     Source: Lipman et al. 2023; Esser et al. 2024 (Stable Diffusion 3), §2.
     """
-    return _denoised("flow_match_euler", model_output, sample, coefficients, options)
+    out: Tensor = _named("flow_match_euler", 1, model_output, sample, coefficients, options)
+    return out
 
 
 def lcm_step(
@@ -348,7 +358,8 @@ def lcm_step(
     Args, Returns, Raises: as in ``ddpm_step``; coefficients of ``mmkern.diffusion.lcm``.
     Source: Luo et al. 2023, algorithm 3.
     """
-    return _denoised("lcm", model_output, sample, coefficients, options)
+    out: Tensor = _named("lcm", 1, model_output, sample, coefficients, options)
+    return out
 
 
 def heun_step(
@@ -367,7 +378,7 @@ def heun_step(
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Karras et al. 2022, algorithm 1 without churn.
     """
-    out: tuple[Tensor, Tensor] = _step(_multistep, "heun", model_output, sample, coefficients, options, first or ())
+    out: tuple[Tensor, Tensor] = _named("heun", 2, model_output, sample, coefficients, options, first or ())
     return out
 
 
@@ -388,9 +399,7 @@ def dpm_solver_pp_2m_step(
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Lu et al. 2022b, algorithm 2.
     """
-    out: tuple[Tensor, Tensor] = _step(
-        _multistep, "dpm_solver_pp_2m", model_output, sample, coefficients, options, previous
-    )
+    out: tuple[Tensor, Tensor] = _named("dpm_solver_pp_2m", 2, model_output, sample, coefficients, options, previous)
     return out
 
 
@@ -411,9 +420,7 @@ def dpm_solver_pp_3m_step(
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Lu et al. 2022b, §3.3 (three points).
     """
-    out: tuple[Tensor, Tensor] = _step(
-        _multistep, "dpm_solver_pp_3m", model_output, sample, coefficients, options, previous
-    )
+    out: tuple[Tensor, Tensor] = _named("dpm_solver_pp_3m", 2, model_output, sample, coefficients, options, previous)
     return out
 
 
@@ -436,7 +443,5 @@ def unipc_step(
     Source: Zhao et al. 2023, algorithms 1 and 2 (UniPC, B(h)).
     """
     history = (last_sample, *previous)
-    out: tuple[Tensor, Tensor, Tensor] = _step(
-        _corrected_step, "unipc", model_output, sample, coefficients, options, history
-    )
+    out: tuple[Tensor, Tensor, Tensor] = _named("unipc", 3, model_output, sample, coefficients, options, history)
     return out

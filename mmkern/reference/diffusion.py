@@ -1,7 +1,7 @@
 """One step of a denoising sampler, and the loss that trains its model, in plain PyTorch.
 
 With the outputs ``gₖ`` of the model put together by guidance, ``g = Σₖ (wₖ + Z·zₖ)·gₖ``, and the estimate of the clean
-sample ``x₀ = clip(a·x + b·g)``, a step of every solver here is one linear combination
+sample ``x₀ = clip(s·(a·x + b·g))``, a step of every solver here is one linear combination
 
     next = c·x + d·g + e·x₀ + Σᵢ hᵢ·historyᵢ + n·noise
 
@@ -26,24 +26,25 @@ MAX_HISTORY = 4
 class Column(IntEnum):
     """What each number of a row of coefficients is multiplied by."""
 
-    X0_SAMPLE = 0  # x₀ = this · x
-    X0_OUTPUT = 1  # + this · g
-    SAMPLE = 2  # next = this · x
-    OUTPUT = 3
-    X0 = 4
-    HISTORY0 = 5
-    HISTORY1 = 6
-    HISTORY2 = 7
-    HISTORY3 = 8
-    NOISE = 9
-    CORRECTED_SAMPLE = 10  # corrected = this · x
-    CORRECTED_X0 = 11
-    CORRECTED_HISTORY0 = 12
-    CORRECTED_HISTORY1 = 13
-    CORRECTED_HISTORY2 = 14
-    CORRECTED_HISTORY3 = 15
-    KNOWN = 16  # what is known of the next sample = this · known
-    KNOWN_NOISE = 17
+    X0_SAMPLE = 0  # x₀ = X0_SCALE · (this · x
+    X0_OUTPUT = 1  # + this · g)
+    X0_SCALE = 2
+    SAMPLE = 3  # next = this · x
+    OUTPUT = 4
+    X0 = 5
+    HISTORY0 = 6
+    HISTORY1 = 7
+    HISTORY2 = 8
+    HISTORY3 = 9
+    NOISE = 10
+    CORRECTED_SAMPLE = 11  # corrected = this · x
+    CORRECTED_X0 = 12
+    CORRECTED_HISTORY0 = 13
+    CORRECTED_HISTORY1 = 14
+    CORRECTED_HISTORY2 = 15
+    CORRECTED_HISTORY3 = 16
+    KNOWN = 17  # what is known of the next sample = this · known
+    KNOWN_NOISE = 18
 
 
 class StepArguments(NamedTuple):
@@ -96,7 +97,7 @@ def _terms(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     if a.rescale is not None and guided is not None and a.outputs[1] is not None:
         ratio = _std(a.outputs[1].to(wide)) / _std(guided)
         guided = guided * (1 + of_samples(a.rescale) * (ratio - 1))
-    x0 = times(Column.X0_SAMPLE, a.x) + times(Column.X0_OUTPUT, guided)
+    x0 = times(Column.X0_SCALE, times(Column.X0_SAMPLE, a.x) + times(Column.X0_OUTPUT, guided))
     if a.limits is not None:
         limit, scale = (of_samples(a.limits[:, i]) for i in range(2))
         x0 = torch.minimum(torch.maximum(x0, -limit), limit) * scale
