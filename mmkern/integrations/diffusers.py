@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -127,8 +127,7 @@ class _Steps:
         key = place, sample.dtype, sample.device, options.get("eta"), options.get("use_clipped_model_output")
         if key not in self._made:
             made = self._adapter.coefficients(self._scheduler, place, options)
-            numbers = made.numbers.to(sample.device, accumulation_dtype(sample.dtype))
-            self._made[key] = replace(made, numbers=numbers)
+            self._made[key] = made.to(sample.device, accumulation_dtype(sample.dtype))
         return self._made[key]
 
 

@@ -40,7 +40,10 @@ def _noisy(
             raise ValueError(f"{op}: t runs from {low} to {high}, expected numbers from 0 to {len(schedule) - 1}")
     numbers = schedule.noise_coefficients(timesteps.reshape(-1), x0, what)
     nothing = [None] * (MAX_OUTPUTS + 1 + MAX_HISTORY)
-    return _denoise_step(x0, *nothing, noise, seed, None, None, None, None, None, numbers, None)
+    try:
+        return _denoise_step(x0, *nothing, noise, seed, None, None, None, None, None, numbers, None)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{op}: {str(error).removeprefix('denoise_step: ')}") from error
 
 
 def add_noise(

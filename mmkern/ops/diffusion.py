@@ -4,7 +4,7 @@ clean sample, the solver's combination, noise and what is known of the result.""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
@@ -56,6 +56,10 @@ class Coefficients:
     numbers: Tensor
     adds_noise: bool = False
     history: int = 0
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Coefficients:
+        """Where the samples are: float32, or float64 for that."""
+        return replace(self, numbers=self.numbers.to(device, dtype))
 
 
 class Known(NamedTuple):
