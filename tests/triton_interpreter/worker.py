@@ -49,7 +49,8 @@ _ATTENTION_16_BIT = {
     torch.bfloat16: ("heads inside", "sliced", "all at once", "bias LS and mask", "window"),
     torch.float16: ("softcap", "sliced"),
 }
-_FOR_DECODING = ("few queries", "few queries key mask", "one query bias")  # its kernels are the CPU's and CUDA's
+# Their kernels are the CPU's and CUDA's.
+_FOR_DECODING = ("few queries", "few queries key mask", "few queries dropout", "few queries wide", "one query bias")
 _MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
 
 
@@ -204,7 +205,7 @@ def attention_dropout() -> None:
     """The mask is the reference's, bit by bit: v of ones on a diagonal shows the weights."""
     op = op_of(ATTENTION)
     q, k, v = torch.zeros(2, 2, 20, 4), torch.zeros(2, 2, 70, 4), torch.eye(70).expand(2, 2, 70, 70)
-    seed = torch.tensor([2**63 - 9, 2**32 - 700])
+    seed = torch.tensor([2**63 - 9, 2**32 - 601])  # that word ends in a byte of 0: the least one that is kept
     for share in shares_at_a_word(seed):
         args = prepared(op, [q, k, v, *[None] * 5, seed, 1.0, 0.0, -1, -1, 0, share])
         assert torch.equal(forward(op, args) != 0, kept(torch.Size([2, 2, 20, 70]), seed, share))
