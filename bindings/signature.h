@@ -197,32 +197,44 @@ class Signature {
   }
 
  private:
-  // An axis is a multiple of another, or above 0, or of one size.
+  // An axis is a multiple of another or half of it, or above 0, or of one size.
   struct Relation {
-    char axis, divisor;
+    char axis, other;  // or none
+    bool is_half;
     int64_t size;
   };
 
   // Of an axis that no tensor has, nothing is asked.
-  void check(const Relation& relation, const Bound& bound) const {
-    const int of = relation.axis, by = relation.divisor ? relation.divisor : '1';
-    if (!bound.known[of] || !bound.known[by]) return;
+  void check(const Relation& relation, Bound& bound) const {
+    const int of = relation.axis, by = relation.other ? relation.other : '1';
+    if (relation.is_half && bound.known[by]) {
+      if (!bound.known[of]) bound.axis[of] = bound.axis[by] / 2;
+      bound.known[of] = true;
+      if (2 * bound.axis[of] != bound.axis[by])
+        refuse(relation.other, bound, "twice " + std::to_string(bound.axis[of]));
+    }
+    if (relation.is_half || !bound.known[of] || !bound.known[by]) return;
     const int64_t size = bound.axis[of], divisor = bound.axis[by];
-    if (divisor && size % divisor == 0 && (relation.divisor || size)) return;
-    const std::string expected = relation.divisor ? "a multiple of " + std::to_string(divisor) : "at least 1";
+    if (divisor && size % divisor == 0 && (relation.other || size)) return;
+    refuse(relation.axis, bound, relation.other ? "a multiple of " + std::to_string(divisor) : "at least 1");
+  }
+
+  void refuse(char axis, const Bound& bound, const std::string& expected) const {
     for (const Parameter& p : parameters_) {
-      const size_t at = p.letters.find(relation.axis);
+      const size_t at = p.letters.find(axis);
       if (at != std::string::npos)
-        throw BadArgument{p.name + " has size " + std::to_string(size) + " on axis " + std::to_string(at) +
-                          ", expected " + expected};
+        throw BadArgument{p.name + " has size " + std::to_string(bound.axis[int(axis)]) + " on axis " +
+                          std::to_string(at) + ", expected " + expected};
     }
   }
 
   static Relation relation(const std::string& text) {
-    const std::string between = " multiple of ", equal = " is ";
-    const size_t at = text.find(between), size = text.find(equal);
-    return {text[0], at == std::string::npos ? char(0) : text[at + between.size()],
-            size == std::string::npos ? 0 : std::stoll(text.substr(size + equal.size()))};
+    const auto after = [&](const std::string& word) {
+      const size_t at = text.find(word);
+      return at == std::string::npos ? std::string() : text.substr(at + word.size());
+    };
+    const std::string multiple = after(" multiple of "), half = after(" half of "), size = after(" is ");
+    return {text[0], (multiple + half + '\0')[0], !half.empty(), size.empty() ? 0 : std::stoll(size)};
   }
 
   template <class F>

@@ -91,8 +91,19 @@ PROBE_MATH(asinh, asinh(a))
 PROBE_MATH(acosh, acosh(a))
 PROBE_MATH(acosh1p, acosh1p(a))
 PROBE_MATH(atanh, atanh(a))
+PROBE_MATH(erf, erf(a))
 PROBE_MATH(acos, acos(a))
 PROBE_MATH(atan2, atan2(a, b))
+PROBE_MATH(sin_of_turns, [&] {
+  auto sin = a, cos = a;
+  sin_cos_of_turns(a, sin, cos);
+  return sin;
+}())
+PROBE_MATH(cos_of_turns, [&] {
+  auto sin = a, cos = a;
+  sin_cos_of_turns(a, sin, cos);
+  return cos;
+}())
 
 extern "C" int lanes_f() { return Vec<float>::size; }
 extern "C" int lanes_d() { return Vec<double>::size; }

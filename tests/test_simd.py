@@ -228,6 +228,7 @@ ORACLES: dict[str, Callable[..., Array]] = {
     "acosh": np.arccosh,
     "acosh1p": acosh1p,
     "atanh": np.arctanh,
+    "erf": lambda x: torch.special.erf(torch.from_numpy(x)).numpy(),
     "acos": np.arccos,
     "atan2": np.arctan2,
 }
@@ -244,6 +245,7 @@ DENSE = {
     "acosh": (1, 4),
     "acosh1p": (0, 5),
     "atanh": (-1, 1),
+    "erf": (-4, 4),
     "acos": (-1, 1),
 }
 SPECIAL = np.array([0.0, 1.0, 0.5, 2.0, np.inf, np.nan, 1e-45, 1.1754942e-38, 1.17549435e-38, 3.4028235e38], np.float32)
@@ -312,6 +314,17 @@ def test_weights(level: str, vector: str) -> None:
     below = np.array([-88, -104, -1e4, -1e38, -np.inf], np.float32)
     assert (apply(level, "exp_flushed", vector, below) == 0).all()
     assert np.isnan(apply(level, "exp_flushed", vector, np.array([np.nan, -np.nan], np.float32))).all()
+
+
+@probe.over_levels
+@pytest.mark.parametrize("vector", ["f1", "f2"])
+def test_turns(level: str, vector: str) -> None:
+    """sin_cos_of_turns: the bound that it states, and exact at quarters."""
+    v = (np.arange(1, 2**24, 61) / 2**24).astype(np.float32)
+    quarters = np.arange(5, dtype=np.float32) / 4
+    for name, function in (("sin_of_turns", np.sin), ("cos_of_turns", np.cos)):
+        assert ulp_error(apply(level, name, vector, v), function(2 * np.pi * v.astype(np.float64))).max() <= 1.7
+        assert np.array_equal(apply(level, name, vector, quarters), np.round(function(2 * np.pi * quarters)))
 
 
 @probe.over_levels

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "grid_rows.h"
-#include "row_ops.h"
+#include "row_runs.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -244,22 +244,6 @@ void forward_rows(const Call& call, bool has_residual) {
   });
 }
 
-constexpr int64_t kBlockRows = 64;  // whose sums are one piece
-
-// Blocks of at most kBlockRows rows, none across the end of a run of rows that share their numbers.
-struct Blocks {
-  int64_t rows, run, per_run;
-
-  Blocks(int64_t all, int64_t run_rows) : rows(all), run(run_rows), per_run((run_rows + kBlockRows - 1) / kBlockRows) {}
-  int64_t count() const { return of(rows); }
-  int64_t of(int64_t whole_runs) const { return whole_runs / run * per_run; }
-  int64_t first(int64_t block) const { return block / per_run * run + block % per_run * kBlockRows; }
-  int64_t last(int64_t block) const {
-    const int64_t end = (block / per_run + 1) * run, full = first(block) + kBlockRows;
-    return full < end ? full : end;
-  }
-};
-
 // Where gradients go; null where they are not wanted.
 struct Gradients {
   View x, residual, gate, weight, bias, scale, shift, frame_scale;
@@ -296,14 +280,13 @@ class Backward {
 
   void run_with(int threads) {
     if (p_.rows == 0) return fill_with_zeros();
-    parallel_rows(blocks_.count(), 12 * p_.cols * (blocks_.run < kBlockRows ? blocks_.run : kBlockRows), threads,
-                  [&](int64_t begin, int64_t end) {
-                    Scratch<T> row(p_.cols);
-                    for (int64_t block = begin; block < end; ++block) add_block(block, row.data);
-                  });
+    parallel_rows(blocks_.count(), 12 * p_.cols * blocks_.most_rows(), threads, [&](int64_t begin, int64_t end) {
+      Scratch<T> row(p_.cols);
+      for (int64_t block = begin; block < end; ++block) add_block(block, row.data);
+    });
     add_up_modulation();
     if (wants_gate_sums()) {
-      for_each_run(gate_rows_, gate_sums_.data, p_.cols, [&](int64_t run, const double* sums) {
+      blocks_.for_each_run(gate_rows_, gate_sums_.data, p_.cols, [&](int64_t run, const double* sums) {
         for (int64_t i = 0; i < p_.cols; ++i) of_row(to_.gate, run)[i] = T(sums[i]);
       });
     }
@@ -440,25 +423,12 @@ class Backward {
     });
   }
 
-  // f(run of rows, its sums): those of its blocks of `width` numbers, in their order.
-  template <class F>
-  void for_each_run(int64_t rows, const T* blocks, int64_t width, F f) const {
-    Scratch<double> sums(width);
-    const int64_t n = blocks_.of(rows);
-    for (int64_t run = 0; run < p_.rows / rows; ++run) {
-      for (int64_t i = 0; i < width; ++i) sums.data[i] = 0;
-      for (int64_t b = run * n; b < (run + 1) * n; ++b)
-        for (int64_t i = 0; i < width; ++i) sums.data[i] += blocks[b * width + i];
-      f(run, sums.data);
-    }
-  }
-
   void add_up_modulation() const {
     if (!wants_sums()) return;
     const int64_t cols = p_.cols, rows = of_each_row_ ? p_.rows : modulated_rows_;
     Scratch<double> affine(2 * cols);
     for (int64_t i = 0; i < 2 * cols; ++i) affine.data[i] = 0;
-    for_each_run(rows, sums_.data, 2 * cols, [&](int64_t run, const double* sums) {
+    blocks_.for_each_run(rows, sums_.data, 2 * cols, [&](int64_t run, const double* sums) {
       const Modulation<T> m(p_, run * rows);
       T* const scale_to = of_each_row_ ? nullptr : of_row(to_.scale, run);
       T* const shift_to = of_each_row_ ? nullptr : of_row(to_.shift, run);

@@ -1,6 +1,8 @@
 // Norms and their modulation on a CPU, and the table of their kernels. What they mean: mmkern/reference/modulation.py.
 
 #include "adaptive_norm.h"
+#include "affine_activation.h"
+#include "gated_activation.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -25,6 +27,17 @@ const KernelEntry kEntries[] = {
      "strided grad: *D, strided grad_sum: *D, " MMKERN_RESIDUAL MMKERN_MODULATORS
      ", opt strided grad_x: *D, opt strided grad_residual: *D, opt acc shared grad_gate: *D, " MMKERN_GRADIENTS,
      adaptive_norm::backward<true>},
+    {"affine_activation",
+     "strided x: *D, opt own broadcast scale: *D, opt own broadcast shift: *D, number offset, number activation, "
+     "strided y: *D",
+     affine_activation::forward},
+    {"affine_activation_backward",
+     "strided grad: *D, strided x: *D, opt own broadcast scale: *D, opt own broadcast shift: *D, number offset, "
+     "number activation, opt strided grad_x: *D, opt acc broadcast grad_scale: *D, opt acc broadcast grad_shift: *D",
+     affine_activation::backward},
+    {"gated_activation", "h half of d; strided x: *d, number activation, strided y: *h", gated_activation::forward},
+    {"gated_activation_backward", "h half of d; strided grad: *h, strided x: *d, number activation, strided grad_x: *d",
+     gated_activation::backward},
 };
 
 #undef MMKERN_MODULATORS

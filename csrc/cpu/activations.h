@@ -1,0 +1,71 @@
+// Activations of vectors and their slopes: Activation of mmkern/reference/activations.py.
+#pragma once
+
+#include "simd.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace activation {
+
+template <class V>
+struct Point {
+  V value, slope;
+};
+
+struct None {
+  template <class V>
+  static MMKERN_FN Point<V> at(V u) {
+    return {u, V(1.0f)};
+  }
+};
+
+struct Silu {
+  template <class V>
+  static MMKERN_FN Point<V> at(V u) {
+    const V share = V(1.0f) / (V(1.0f) + exp(-u));
+    return {u * share, share * fma(u, V(1.0f) - share, V(1.0f))};
+  }
+};
+
+struct Gelu {
+  template <class V>
+  static MMKERN_FN Point<V> at(V u) {
+    const V below = fma(V(0.5f), erf(u * V(0.70710678118654752)), V(0.5f));
+    return {u * below, fma(u * V(0.39894228040143268), exp(u * u * V(-0.5f)), below)};
+  }
+};
+
+struct GeluTanh {
+  template <class V>
+  static MMKERN_FN Point<V> at(V u) {
+    constexpr double kScale = 0.79788456080286536, kCube = 0.044715;
+    const V square = u * u, t = tanh(u * fma(square, V(kScale * kCube), V(kScale)));
+    const V half = fma(V(0.5f), t, V(0.5f));
+    const V inner = fma(square, V(3 * kScale * kCube), V(kScale));
+    return {u * half, fma(V(0.5f) * u * fma(-t, t, V(1.0f)), inner, half)};
+  }
+};
+
+struct Relu {
+  template <class V>
+  static MMKERN_FN Point<V> at(V u) {
+    const V zero(0.0f);
+    return {select(u < zero, zero, u), select(u > zero, V(1.0f), zero)};  // NaN stays NaN
+  }
+};
+
+// f(A{}) for the activation of this code.
+template <class F>
+MMKERN_FN void with(int code, F f) {
+  switch (code) {
+    case 1: return f(Silu{});
+    case 2: return f(Gelu{});
+    case 3: return f(GeluTanh{});
+    case 4: return f(Relu{});
+    default: return f(None{});
+  }
+}
+
+}  // namespace activation
+}  // namespace MMKERN_ISA
+}  // namespace mmkern
