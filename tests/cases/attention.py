@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ Build = Callable[[torch.Generator, Sizes], Any]
 SMALL = Sizes(2, 2, 1, 9, 21, 16, 16)
 GROUPED = Sizes(2, 4, 2, 9, 21, 16, 16)
 LONG = Sizes(1, 2, 1, 70, 300, 24, 40)
+TAILS = Sizes(1, 2, 1, 18, 37, 72, 80)  # neither width is near a power of two
 WIDEST = Sizes(1, 2, 1, 14, 264, 16, 16)  # the most keys that one tile of scores holds, in doubles
 
 
@@ -147,6 +148,10 @@ SHAPES = [
     Sizes(1, 2, 2, 50, 77, 64, 64),
     Sizes(1, 1, 1, 123, 129, 80, 16),
     Sizes(1, 1, 1, 20, 257, 128, 128),
+    Sizes(1, 2, 1, 17, 18, 80, 72),
+    Sizes(1, 1, 1, 5, 19, 96, 40),
+    Sizes(1, 1, 1, 6, 17, 40, 160),
+    Sizes(1, 1, 1, 4, 18, 160, 96),
     Sizes(1, 1, 1, 100, 272, 8, 8),
     Sizes(1, 2, 1, 60, 113, 200, 24),
     Sizes(1, 2, 1, 100, 700, 32, 20),
@@ -205,6 +210,8 @@ CASES: list[Case] = [
     *(case(label, sizes, **given) for label, given in MASKS.items() for sizes in (SMALL, LONG, WIDEST)),
     *(case(label, Sizes(3, 2, 1, 13, 77, 16, 16), **MASKS[label]) for label in ("right padded", "left padded")),
     case("prefix top left", Sizes(2, 2, 1, 9, 32, 16, 16), right=0, alignment=TOP_LEFT, prefix_lengths=prefixes),
+    *(case(label, TAILS, **MASKS[label]) for label in ("all at once", "bias LS and mask")),
+    case("heads inside", replace(TAILS, value_width=72), heads=heads_inside),
     case("more queries causal", Sizes(1, 2, 2, 40, 12, 16, 16), right=0),
     case("more queries resample", Sizes(1, 1, 1, 60, 25, 16, 16), left=1, right=1, alignment=RESAMPLE),
     case("one query key mask", Sizes(3, 4, 2, 1, 90, 32, 32), key_mask=key_mask),

@@ -36,6 +36,11 @@ def dense(g: torch.Generator, queries: int, keys: int) -> Heads:
     return q, k, v
 
 
+def in_tails(g: torch.Generator, queries: int, keys: int) -> Heads:
+    """Widths of 72 and 40."""
+    return randn(g, queries, Q_HEADS, 72), randn(g, keys, KV_HEADS, 72), randn(g, keys, KV_HEADS, 40)
+
+
 def in_one(g: torch.Generator, queries: int, keys: int) -> Heads:
     """Keys and values of one projection; heads of the queries before their rows."""
     kv = randn(g, keys, 2, KV_HEADS, WIDTH)
@@ -71,5 +76,6 @@ CASES: list[Case] = [
     case("window", "long", left=20, right=3),
     case("resample", "long", left=4, right=4, alignment=RESAMPLE),
     *(case("dropout", of, seed=SEED, dropout_p=0.3) for of in ("three", "decode", "no query")),
+    case("in tails", "three", in_tails, right=0),
     *(case("in one", of, in_one) for of in ("three", "decode", "long")),
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkern.reference.attention import MAX_SOURCES, Source
 
-from .attention import LONG, SMALL, Sizes, heads_inside, key_mask, mask, randn, seed
+from .attention import LONG, SMALL, TAILS, Sizes, heads_inside, key_mask, mask, randn, seed
 from .case import Case
 
 Gate = Callable[[torch.Generator, Sizes], Tensor]
@@ -91,7 +91,7 @@ CASES: list[Case] = [
     ),
     *(
         case(label, sizes, KINDS[label][0], joint)
-        for label, sizes in (("gates", MANY), ("gates", WIDE), ("masks", TALL), ("two", LONG))
+        for label, sizes in (("gates", MANY), ("gates", WIDE), ("gates", TAILS), ("masks", TALL), ("two", LONG))
         for joint in (False, True)
     ),
     case("no query", Sizes(2, 2, 2, 0, 4, 8, 8), KINDS["two"][0], False),
