@@ -9,18 +9,8 @@ import triton
 import triton.language as tl
 from mmkern.kernels.attention_backward import cross_attention_backward, cross_attention_varlen_backward
 from mmkern.kernels.attention_call import FORWARD_BLOCKS, NUMBERS, SOURCE_BLOCKS, SOURCE_NUMBERS, Call
-from mmkern.kernels.attention_tiles import (
-    Strided,
-    counters,
-    head_at,
-    kept,
-    keys_seen,
-    load_gate,
-    load_rows,
-    scores,
-    store_rows,
-    tile_and_head,
-)
+from mmkern.kernels.attention_columns import add_product, added, load_rows, no_rows, products, scaled, store_rows
+from mmkern.kernels.attention_tiles import Strided, counters, head_at, kept, keys_seen, load_gate, scores, tile_and_head
 from mmkern.kernels.scalar_math import log1p
 from torch import Tensor
 
@@ -75,7 +65,7 @@ def forward_kernel(
 class Softmax(NamedTuple):
     """Of a tile of queries, over the keys so far. Made in a kernel."""
 
-    total: Any  # Σ exp(score - top) v
+    total: Any  # Σ exp(score - top) v, in columns
     norm: Any  # Σ exp(score - top)
     top: Any  # the largest score
 
@@ -83,7 +73,7 @@ class Softmax(NamedTuple):
 @triton.jit
 def _no_keys(QUERIES: tl.constexpr, VALUE_BLOCK: tl.constexpr):
     top = tl.full([QUERIES], -float("inf"), tl.float32)
-    return Softmax(tl.zeros([QUERIES, VALUE_BLOCK], tl.float32), tl.zeros([QUERIES], tl.float32), top)
+    return Softmax(no_rows(QUERIES, VALUE_BLOCK), tl.zeros([QUERIES], tl.float32), top)
 
 
 @triton.jit
@@ -99,8 +89,7 @@ def _follow_keys(
     for start in range(begin, end, KEYS):
         start = tl.to_tensor(start)
         k = load_rows(problem.k, head.k_batch, head.shared, start, head.keys, KEYS, WIDTH, BLOCK)
-        product = tl.dot(q, tl.trans(k), input_precision="ieee")
-        score = scores(product, (first, i[:, None]), (start, j[None, :]), problem, head, BAND)[0]
+        score = scores(products(q, k), (first, i[:, None]), (start, j[None, :]), problem, head, BAND)[0]
         new_top = tl.maximum(top, tl.max(score, 1))
         base = tl.where(new_top == -float("inf"), 0.0, new_top)
         weight = tl.exp(score - base[:, None])
@@ -112,14 +101,14 @@ def _follow_keys(
         if gate is not None:
             weight *= gate[:, None]
         v = load_rows(problem.v, head.k_batch, head.shared, start, head.keys, KEYS, VALUE_WIDTH, VALUE_BLOCK)
-        total = tl.dot(weight.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
+        total = add_product(weight.to(v.body.dtype), v, scaled(total, fade[:, None]))
     return Softmax(total, norm, top)
 
 
 @triton.jit
 def _normalised(softmax, problem):
     inverse = problem.keep_scale / tl.where(softmax.norm == 0, 1.0, softmax.norm)
-    return softmax.total * inverse[:, None]
+    return scaled(softmax.total, inverse[:, None])
 
 
 @triton.jit(do_not_specialize=("heads", "queries", "rows", "threshold", *SOURCE_NUMBERS))
@@ -154,7 +143,7 @@ def sources_kernel(
     share, keys = (share0, share1, share2, share3), (keys0, keys1, keys2, keys3)
     head = head_at(problems[0], number, heads, share[0], queries, keys[0], 0, 0, 0, threshold)
     q = load_rows(problems[0].q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
-    result = tl.zeros([QUERIES, VALUE_BLOCK], tl.float32)
+    result = no_rows(QUERIES, VALUE_BLOCK)
     softmax = _no_keys(QUERIES, VALUE_BLOCK)
     counter = 0  # of Philox, for the first weight of the source
     for s in tl.static_range(len(problems)):
@@ -169,7 +158,7 @@ def sources_kernel(
                 problem, head, q, first, gate, softmax, WIDTH, VALUE_WIDTH, BAND, QUERIES, KEYS, BLOCK, VALUE_BLOCK
             )
         else:
-            if BLOCK > 128 and q.dtype == tl.float32:  # kept from one loop to the next, it fills the registers
+            if BLOCK[0] > 128 and q.body.dtype == tl.float32:  # kept from one loop to the next, it fills the registers
                 q = load_rows(problem.q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
             alone = _follow_keys(
                 problem, head, q, first, None, _no_keys(QUERIES, VALUE_BLOCK),
@@ -177,8 +166,8 @@ def sources_kernel(
             )  # fmt: skip
             found = _normalised(alone, problem)
             if gate is not None:
-                found *= gate[:, None]
-            result += found
+                found = scaled(found, gate[:, None])
+            result = added(result, found)
     if JOINT:
         result = _normalised(softmax, problems[0])
     store_rows(out, head.q_batch, head.h, first, head.queries, result, VALUE_WIDTH)

@@ -22,14 +22,13 @@ from mmkern.kernels.attention_call import (
     Blocks,
     Call,
 )
+from mmkern.kernels.attention_columns import add_product, inner, load_rows, no_rows, products, scaled, store_rows
 from mmkern.kernels.attention_tiles import (
     Strided,
     gradient_of_scores,
     head_at,
     keys_seen,
-    load_rows,
     queries_seeing,
-    store_rows,
     tile_and_head,
     weights_of_tile,
 )
@@ -69,15 +68,16 @@ def _load_keys(
 
 @triton.jit
 def _load_grad_lse(grad_lse, first, head, QUERIES: tl.constexpr):
-    return tl.sum(load_rows(grad_lse, head.q_batch, head.h, first, head.queries, QUERIES, 1, 1), 1)
+    return tl.sum(load_rows(grad_lse, head.q_batch, head.h, first, head.queries, QUERIES, 1, (1, 0)).body, 1)
 
 
 @triton.jit
-def _delta_of_results(g, out, grad_lse, first, head, VALUE_WIDTH: tl.constexpr):
+def _delta_of_results(
+    g, out, grad_lse, first, head, VALUE_WIDTH: tl.constexpr, VALUE_BLOCK: tl.constexpr, QUERIES: tl.constexpr
+):
     """``dO·O - dlse``."""
-    QUERIES: tl.constexpr = g.shape[0]
-    o = load_rows(out, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, g.shape[1])
-    return tl.sum(g.to(tl.float32) * o.to(tl.float32), 1) - _load_grad_lse(grad_lse, first, head, QUERIES)
+    o = load_rows(out, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK)
+    return inner(g, o) - _load_grad_lse(grad_lse, first, head, QUERIES)
 
 
 @triton.jit
@@ -86,10 +86,8 @@ def _of_scores(
     BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of scores, their slope, and the weights."""
-    product = tl.dot(q, tl.trans(k), input_precision="ieee")
-    weight, _, keep, slope = weights_of_tile(product, lse, query, key, problem, head, BAND, QUERIES, KEYS, False)
-    of_weights = tl.dot(g, tl.trans(v), input_precision="ieee")
-    return gradient_of_scores(weight, keep, of_weights, delta[:, None], problem), slope, weight
+    weight, _, keep, slope = weights_of_tile(products(q, k), lse, query, key, problem, head, BAND, QUERIES, KEYS, False)
+    return gradient_of_scores(weight, keep, products(g, v), delta[:, None], problem), slope, weight
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -133,10 +131,10 @@ def queries_kernel(
     ADDS_UP: tl.constexpr = out is None and dq is None
     row_delta = tl.zeros([QUERIES], tl.float32)
     if out is not None:
-        row_delta = _delta_of_results(g, out, grad_lse, first, head, VALUE_WIDTH)
+        row_delta = _delta_of_results(g, out, grad_lse, first, head, VALUE_WIDTH, VALUE_BLOCK, QUERIES)
     elif dq is not None:
         row_delta = tl.load(delta + at, inside, 0.0)
-    dq_tile = tl.zeros([QUERIES, BLOCK], tl.float32)
+    dq_tile = no_rows(QUERIES, BLOCK)
     total, norm = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
     for start in range(begin, end, KEYS):
         start = tl.to_tensor(start)
@@ -148,14 +146,14 @@ def queries_kernel(
             total += tl.sum(of_score, 1)
             norm += tl.sum(weight, 1)
         if dq is not None:
-            dq_tile = tl.dot((of_score * slope).to(k.dtype), k, dq_tile, input_precision="ieee")
+            dq_tile = add_product((of_score * slope).to(k.body.dtype), k, dq_tile)
     if ADDS_UP:
         # the norm is 1 but for the rounding of lse
         row_delta = div(total, tl.where(norm == 0, 1.0, norm)) - _load_grad_lse(grad_lse, first, head, QUERIES)
     if ADDS_UP or out is not None:
         tl.store(delta + at, row_delta, inside)
     if dq is not None:
-        store_rows(dq, head.q_batch, head.h, first, head.queries, dq_tile * problem.scale, WIDTH)
+        store_rows(dq, head.q_batch, head.h, first, head.queries, scaled(dq_tile, problem.scale), WIDTH)
 
 
 @triton.jit
@@ -167,11 +165,11 @@ def _of_scores_by_keys(
 
     Made transposed, so that they are operands as they lie in the registers.
     """
-    product = tl.dot(k, tl.trans(q), input_precision="ieee")
-    weight, dropped, keep, slope = weights_of_tile(product, lse, query, key, problem, head, BAND, QUERIES, KEYS, True)
-    of_weights = tl.dot(v, tl.trans(g), input_precision="ieee")
-    of_score = gradient_of_scores(weight, keep, of_weights, delta[None, :], problem)
-    return (of_score * slope).to(q.dtype), dropped.to(g.dtype)
+    weight, dropped, keep, slope = weights_of_tile(
+        products(k, q), lse, query, key, problem, head, BAND, QUERIES, KEYS, True
+    )
+    of_score = gradient_of_scores(weight, keep, products(v, g), delta[None, :], problem)
+    return (of_score * slope).to(q.body.dtype), dropped.to(g.body.dtype)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -204,8 +202,8 @@ def keys_kernel(
     head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     first = tile * KEYS
     k, v = _load_keys(problem, first, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
-    k_total = tl.zeros([KEYS, BLOCK], tl.float32)
-    v_total = tl.zeros([KEYS, VALUE_BLOCK], tl.float32)
+    k_total = no_rows(KEYS, BLOCK)
+    v_total = no_rows(KEYS, VALUE_BLOCK)
     begin, end = queries_seeing(first, head, BAND, KEYS)
     for number in range(shared * share, shared * share + share):
         head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
@@ -220,13 +218,13 @@ def keys_kernel(
                 q, g, k, v, row_lse, row_delta, start, first, problem, head, BAND, QUERIES, KEYS
             )
             if dv is not None:
-                v_total = tl.dot(dropped, g, v_total, input_precision="ieee")
+                v_total = add_product(dropped, g, v_total)
             if dk is not None:
-                k_total = tl.dot(of_score, q, k_total, input_precision="ieee")
+                k_total = add_product(of_score, q, k_total)
     if dv is not None:
-        store_rows(dv, head.k_batch, head.shared, first, head.keys, v_total * problem.keep_scale, VALUE_WIDTH)
+        store_rows(dv, head.k_batch, head.shared, first, head.keys, scaled(v_total, problem.keep_scale), VALUE_WIDTH)
     if dk is not None:
-        store_rows(dk, head.k_batch, head.shared, first, head.keys, k_total * problem.scale, WIDTH)
+        store_rows(dk, head.k_batch, head.shared, first, head.keys, scaled(k_total, problem.scale), WIDTH)
 
 
 @triton.jit
@@ -270,8 +268,8 @@ def one_pass_kernel(
     number = shared * share
     head = head_at(problem, number, heads, share, queries, keys, left, right, bottom_right, threshold)
     k, v = _load_keys(problem, 0, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, KEYS)
-    k_total = tl.zeros([KEYS, BLOCK], tl.float32)
-    v_total = tl.zeros([KEYS, VALUE_BLOCK], tl.float32)
+    k_total = no_rows(KEYS, BLOCK)
+    v_total = no_rows(KEYS, VALUE_BLOCK)
     begin = part * part_queries
     end = tl.minimum(begin + part_queries, head.queries)
     for number in range(shared * share, shared * share + share):
@@ -281,23 +279,23 @@ def one_pass_kernel(
             q, g, row_lse = _load_queries(
                 problem, grad, lse, start, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
             )
-            row_delta = _delta_of_results(g, out, grad_lse, start, head, VALUE_WIDTH)
+            row_delta = _delta_of_results(g, out, grad_lse, start, head, VALUE_WIDTH, VALUE_BLOCK, QUERIES)
             of_score, dropped = _of_scores_by_keys(
                 q, g, k, v, row_lse, row_delta, start, 0, problem, head, BAND, QUERIES, KEYS
             )
             if dv is not None:
-                v_total = tl.dot(dropped, g, v_total, input_precision="ieee")
+                v_total = add_product(dropped, g, v_total)
             if dk is not None:
-                k_total = tl.dot(of_score, q, k_total, input_precision="ieee")
+                k_total = add_product(of_score, q, k_total)
             if dq is not None:
-                dq_tile = tl.dot(tl.trans(of_score), k, input_precision="ieee")
-                store_rows(dq, head.q_batch, head.h, start, head.queries, dq_tile * problem.scale, WIDTH)
+                dq_tile = add_product(tl.trans(of_score), k, no_rows(QUERIES, BLOCK))
+                store_rows(dq, head.q_batch, head.h, start, head.queries, scaled(dq_tile, problem.scale), WIDTH)
     if dv is not None:
         to = _part_at(dv, part, dv_step)
-        store_rows(to, head.k_batch, head.shared, 0, head.keys, v_total * problem.keep_scale, VALUE_WIDTH)
+        store_rows(to, head.k_batch, head.shared, 0, head.keys, scaled(v_total, problem.keep_scale), VALUE_WIDTH)
     if dk is not None:
         to = _part_at(dk, part, dk_step)
-        store_rows(to, head.k_batch, head.shared, 0, head.keys, k_total * problem.scale, WIDTH)
+        store_rows(to, head.k_batch, head.shared, 0, head.keys, scaled(k_total, problem.scale), WIDTH)
 
 
 @triton.jit(do_not_specialize=(*NUMBERS, "batch"))

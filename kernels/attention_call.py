@@ -23,12 +23,13 @@ SOURCE_NUMBERS = tuple(f"{number}{i}" for number in ("share", "keys") for i in r
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sides of a tile, warps, and how many tiles are loaded ahead."""
+    """Sides of a tile, warps, how many tiles are loaded ahead, and the least columns beside a power of two of them."""
 
     queries: int
     keys: int
     warps: int
     stages: int = 1
+    tail: int = 16  # no dot takes less
 
 
 # By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. No
@@ -39,19 +40,24 @@ FORWARD_BLOCKS = {
 }
 # A second sum lies beside the first in the registers.
 SOURCE_BLOCKS = {
-    2: {64: Blocks(128, 64, 8, 2), 128: Blocks(64, 32, 8, 2), 256: Blocks(32, 32, 8)},
+    2: {64: Blocks(128, 64, 8, 2), 96: Blocks(128, 32, 8, 2), 128: Blocks(64, 32, 8, 2), 256: Blocks(32, 32, 8)},
     4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
 }
 QUERY_BLOCKS = {
-    2: {64: Blocks(64, 32, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
+    2: {80: Blocks(64, 32, 4, 2), 96: Blocks(64, 32, 4), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
     4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
 }
 KEY_BLOCKS = {
-    2: {64: Blocks(32, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
+    2: {64: Blocks(32, 64, 4), 96: Blocks(16, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
     4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
-# All keys, of 16 bits: by the larger width, padded, the first tile that has room for them. A bias would spill.
-ONE_PASS_BLOCKS = {64: (Blocks(32, 64, 4), Blocks(32, 128, 8)), 128: (Blocks(16, 64, 8),)}
+# All keys, of 16 bits: by the larger width, padded, the first tile that has room for them. A bias would spill, and so
+# would a tail of 16.
+ONE_PASS_BLOCKS = {
+    64: (Blocks(32, 64, 4, tail=32), Blocks(32, 128, 8, tail=32)),
+    96: (Blocks(16, 64, 4, tail=32),),
+    128: (Blocks(16, 64, 8),),
+}
 KEY_BLOCKS_BESIDE_BIAS = {**KEY_BLOCKS, 2: {**KEY_BLOCKS[2], 128: Blocks(16, 64, 8)}}
 BIAS_BLOCKS = {
     2: {64: Blocks(64, 32, 8), 128: Blocks(64, 16, 8), 256: Blocks(32, 16, 8)},
@@ -67,6 +73,18 @@ _OPTIONS = {} if torch.version.hip else {"maxnreg": 255}
 
 def _side(size: int) -> int:
     return max(int(triton.next_power_of_2(size)), 16)
+
+
+def columns(width: int, least_tail: int = 16) -> tuple[int, int]:
+    """How many columns of a head lie in one tile, and how many in another beside it: 80 are 64 + 16.
+
+    Triton's tiles are powers of two, and a product with padding costs what any other does. So a head takes the largest
+    power of two in it and pads the rest, unless that comes to the next power of two: then that, and 0.
+    """
+    whole = _side(width)
+    body = whole // 2
+    tail = max(_side(width - body), least_tail)
+    return (body, tail) if body >= 16 and body + tail < whole else (whole, 0)
 
 
 class Call:
@@ -113,8 +131,6 @@ class Call:
             "WIDTH": q.shape[-1],
             "VALUE_WIDTH": v.shape[-1],
             "BAND": band.value,
-            "BLOCK": _side(q.shape[-1]),
-            "VALUE_BLOCK": _side(v.shape[-1]),
         }
 
     @classmethod
@@ -146,7 +162,7 @@ class Call:
 
     @property
     def _width(self) -> int:
-        return max(self.constants["BLOCK"], self.constants["VALUE_BLOCK"])
+        return max(sum(columns(self.constants[width])) for width in ("WIDTH", "VALUE_WIDTH"))
 
     def part_queries(self, blocks: Blocks) -> int:
         """Of how many queries a program of the backward in one pass adds up the gradients of keys and values."""
@@ -195,6 +211,8 @@ class Call:
                 **constants,
                 QUERIES=blocks.queries,
                 KEYS=blocks.keys,
+                BLOCK=columns(self.constants["WIDTH"], blocks.tail),
+                VALUE_BLOCK=columns(self.constants["VALUE_WIDTH"], blocks.tail),
                 num_warps=blocks.warps,
                 num_stages=blocks.stages,
                 # Fused, scores differ between the kernels in their last bit; at a score of 10⁴ that is a thousandth.

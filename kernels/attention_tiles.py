@@ -142,33 +142,6 @@ def tile_and_head(tiles):
 
 
 @triton.jit
-def _rows(x, b, h, first, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    row = (first + tl.arange(0, COUNT)).to(tl.int64)
-    at = x.data + (b * x.strides[0] + h * x.strides[1]) * x.unit
-    return at + row[:, None] * x.strides[2] * x.unit + tl.arange(0, BLOCK)[None, :]
-
-
-@triton.jit
-def _inside(first, rows, COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    mask = (first + tl.arange(0, COUNT) < rows)[:, None]
-    return mask & (tl.arange(0, BLOCK) < WIDTH)[None, :] if WIDTH < BLOCK else mask
-
-
-@triton.jit
-def load_rows(x, b, h, first, rows, COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of one head from ``first`` on as ``[COUNT, BLOCK]``, 0 outside."""
-    return tl.load(_rows(x, b, h, first, COUNT, BLOCK), _inside(first, rows, COUNT, WIDTH, BLOCK), 0.0)
-
-
-@triton.jit
-def store_rows(x, b, h, first, rows, values, WIDTH: tl.constexpr):
-    COUNT: tl.constexpr = values.shape[0]
-    BLOCK: tl.constexpr = values.shape[1]
-    mask = _inside(first, rows, COUNT, WIDTH, BLOCK)
-    tl.store(_rows(x, b, h, first, COUNT, BLOCK), values.to(x.data.dtype.element_ty), mask)
-
-
-@triton.jit
 def _load_broadcast(x, i, j, head):
     at = x.data
     if x.strides[0] is not None:

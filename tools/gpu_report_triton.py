@@ -88,12 +88,14 @@ def variants(everything: bool = False) -> list[Variant]:
             calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
             for op in (ATTENTION, PACKED):
                 found += [Variant(op, dtype, depth, backward, 512, masked) for backward, masked in calls]
-        found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 256)]
+        found += [Variant(ATTENTION, dtype, depth, rows=512) for depth in (40, 72, 80, 96, 160, 256)]
         if dtype != "float32":  # all keys in one tile
-            for depth, keys in ((64, 64), (64, 77), (80, 50), (128, 50)):
+            for depth, keys in ((40, 50), (40, 77), (64, 64), (64, 77), (72, 50), (80, 50), (96, 50), (128, 50)):
                 short = Variant(ATTENTION, dtype, depth, True, 512, keys=keys)
                 found += [short, replace(short, masked=True), replace(short, op=PACKED, masked=True)]
-        for depth in (64, 128, 256):
+        found += [Variant(ATTENTION, dtype, depth, True, 512, masked=True) for depth in (40, 72, 80, 96)]
+        found += [Variant(PACKED, dtype, 80, backward, 512) for backward in (False, True)]
+        for depth in (64, 80, 96, 128, 256):
             found += [Variant(SOURCES, dtype, depth, rows=512, masked=masked) for masked in (False, True)]
     if everything:
         dtypes = ("float32", "bfloat16", "float16")
