@@ -45,7 +45,13 @@ SOURCE_BLOCKS = {
 }
 QUERY_BLOCKS = {
     2: {80: Blocks(64, 32, 4, 2), 96: Blocks(64, 32, 4), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
-    4: {64: Blocks(32, 32, 4), 128: Blocks(16, 32, 8), 256: Blocks(16, 16, 8)},
+    4: {
+        32: Blocks(32, 32, 4),
+        48: Blocks(16, 32, 8),
+        64: Blocks(32, 32, 4),
+        128: Blocks(16, 32, 8),
+        256: Blocks(16, 16, 8),
+    },
 }
 KEY_BLOCKS = {
     2: {64: Blocks(32, 64, 4), 96: Blocks(16, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
@@ -60,7 +66,7 @@ ONE_PASS_BLOCKS = {
 }
 KEY_BLOCKS_BESIDE_BIAS = {**KEY_BLOCKS, 2: {**KEY_BLOCKS[2], 128: Blocks(16, 64, 8)}}
 BIAS_BLOCKS = {
-    2: {64: Blocks(64, 32, 8), 128: Blocks(64, 16, 8), 256: Blocks(32, 16, 8)},
+    2: {64: Blocks(64, 32, 8), 96: Blocks(64, 16, 4), 128: Blocks(64, 16, 8), 256: Blocks(32, 16, 8)},
     4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _FEW_QUERIES = 16
