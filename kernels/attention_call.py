@@ -33,15 +33,16 @@ class Blocks:
 
 
 # By the bytes of an element, then by the larger of the two widths, padded: the first row that is wide enough. No
-# target of tools/gpu_report.py spills a register of these tiles, with masks and biases too.
+# target of tools/gpu_report.py spills a register of these tiles, with masks and biases too. In float32 a tail of 16 beside
+# 32 columns takes more registers than padding does.
 FORWARD_BLOCKS = {
     2: {64: Blocks(128, 64, 8, 2), 128: Blocks(128, 32, 8, 2), 256: Blocks(64, 32, 8, 2)},
-    4: {64: Blocks(32, 16, 8), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8, tail=32), 128: Blocks(32, 16, 8), 256: Blocks(16, 16, 8)},
 }
 # A second sum lies beside the first in the registers.
 SOURCE_BLOCKS = {
     2: {64: Blocks(128, 64, 8, 2), 96: Blocks(128, 32, 8, 2), 128: Blocks(64, 32, 8, 2), 256: Blocks(32, 32, 8)},
-    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8, tail=32), 128: Blocks(16, 16, 8), 256: Blocks(16, 16, 8)},
 }
 QUERY_BLOCKS = {
     2: {80: Blocks(64, 32, 4, 2), 96: Blocks(64, 32, 4), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 16, 8)},
@@ -55,7 +56,7 @@ QUERY_BLOCKS = {
 }
 KEY_BLOCKS = {
     2: {64: Blocks(32, 64, 4), 96: Blocks(16, 64, 4), 128: Blocks(32, 64, 8), 256: Blocks(16, 32, 8)},
-    4: {64: Blocks(32, 16, 8), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 8, tail=32), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 # All keys, of 16 bits: by the larger width, padded, the first tile that has room for them. A bias would spill, and so
 # would a tail of 16.
@@ -67,7 +68,7 @@ ONE_PASS_BLOCKS = {
 KEY_BLOCKS_BESIDE_BIAS = {**KEY_BLOCKS, 2: {**KEY_BLOCKS[2], 128: Blocks(16, 64, 8)}}
 BIAS_BLOCKS = {
     2: {64: Blocks(64, 32, 8), 96: Blocks(64, 16, 4), 128: Blocks(64, 16, 8), 256: Blocks(32, 16, 8)},
-    4: {64: Blocks(32, 16, 4), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
+    4: {64: Blocks(32, 16, 4, tail=32), 128: Blocks(16, 16, 4), 256: Blocks(16, 16, 8)},
 }
 _FEW_QUERIES = 16
 # Queries are cut into parts where programs are too few to fill a device, but not into less than pays for adding them up.
