@@ -6,56 +6,13 @@
 
 #include "device.cuh"
 
+#include "grid_rows.cuh"
 #include "lanes.cuh"
 
 namespace mmkern {
 inline namespace device {
 
-// The rows of [batch, heads, length, channels], or their numbers [batch, heads, length].
-struct GridRows {
-  void* data;  // null: not there
-  i64 strides[3];
-};
-
-struct GridSizes {
-  i64 rows;
-  int heads, length, cols;
-  int lanes;  // that share a row: a power of two
-  Dtype dtype;
-  int vectors;  // rows begin and end at multiples of 16 bytes
-};
-
-// Which row a group takes; one without any reads and writes nothing, but meets the others in the sums.
-struct GridPlace {
-  bool active;
-  i64 batch;
-  int head, place;
-
-  MMKERN_FN GridPlace(const GridSizes& n, i64 row) : active(row < n.rows) {
-    const i64 of_head = active ? row / n.length : 0;
-    place = active ? int(row - of_head * n.length) : 0;
-    batch = of_head / n.heads;
-    head = int(of_head - batch * n.heads);
-  }
-  MMKERN_FN i64 in(const GridRows& x) const {
-    return batch * x.strides[0] + head * x.strides[1] + place * x.strides[2];
-  }
-  MMKERN_FN float number(const GridRows& x) const { return static_cast<const float*>(x.data)[in(x)]; }
-  MMKERN_FN void set_number(const GridRows& x, float value) const {
-    if (x.data) static_cast<float*>(x.data)[in(x)] = value;
-  }
-};
-
-// f(place), by all threads together, for every row that this thread's group takes.
-template <class F>
-MMKERN_FN void for_each_row(const GridSizes& n, F f) {
-  const int group = int(threadIdx.x) / n.lanes, groups = int(blockDim.x) / n.lanes;
-  for (i64 base = i64(blockIdx.x) * groups; base < n.rows; base += i64(gridDim.x) * groups)
-    f(GridPlace(n, base + group));
-}
-
-// ---- Merging
-// ---------------------------------------------------------------------------------------------------------
+// ---- Merging ----
 
 // Laid out alike in mmkern/backends/cuda_attention_rows.py.
 struct MergePartsArgs {
@@ -349,19 +306,12 @@ __global__ void __launch_bounds__(kRotaryLanes, 1) rotary_backward(const RotaryA
     lane.store(g, h, a.to.data, at.in(a.to), n.dtype);
   });
   if (!a.partials) return;
-  // The groups of a warp together, then one row of partial sums for each warp, or each group that is wider.
-  const int width = n.lanes < kWarp ? kWarp : n.lanes;
-  for (int step = n.lanes; step < kWarp; step *= 2) {
-#pragma unroll
-    for (int k = 0; k < kPairs; ++k) {
-      x_sums[k] += __shfl_xor_sync(kAllLanes, x_sums[k], step);
-      y_sums[k] += __shfl_xor_sync(kAllLanes, y_sums[k], step);
-    }
-  }
-  if (int(threadIdx.x) % width >= n.lanes) return;
+  add_groups_of_warp(x_sums, n.lanes);
+  add_groups_of_warp(y_sums, n.lanes);
+  const WarpSums to(n.lanes);
+  if (!to.writes) return;
   lane.cols = n.cols;
-  const i64 row = i64(blockIdx.x) * (int(blockDim.x) / width) + int(threadIdx.x) / width;
-  lane.store(x_sums, y_sums, a.partials, row * n.cols, kFloat32);
+  lane.store(x_sums, y_sums, a.partials, to.row * n.cols, kFloat32);
 }
 
 }  // namespace device

@@ -18,6 +18,12 @@ struct Columns {
 
   MMKERN_FN int chunk() const { return lanes * kColumns; }
 
+  // Whether the row has the column of register k.
+  MMKERN_FN bool has(int k) const {
+    if (!vectors) return first + k * lanes + lane < cols;
+    return first + (dtype == kFloat32 ? (k / 4 * lanes + lane) * 4 : lane * 8) < cols;
+  }
+
   MMKERN_FN void load(float (&v)[kColumns], const void* base, i64 row_offset) const {
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) v[k] = 0;
@@ -61,6 +67,30 @@ struct Columns {
                                                          narrow(v[4], v[5], dtype), narrow(v[6], v[7], dtype)};
     }
   }
+
+  // Float32 numbers for the same columns, beside rows of any type.
+  MMKERN_FN void load_floats(float (&v)[kColumns], const float* base, i64 row_offset) const {
+    if (!are_eight_neighbours()) return as_floats().load(v, base, row_offset);
+    const int col = first + lane * 8;
+    const bool inside = col < cols;
+#pragma unroll
+    for (int k = 0; k < kColumns; k += 4) {
+      v[k] = v[k + 1] = v[k + 2] = v[k + 3] = 0;
+      if (inside) load_four(v + k, base + row_offset + col + k);
+    }
+  }
+  MMKERN_FN void store_floats(const float (&v)[kColumns], float* base, i64 row_offset) const {
+    if (!are_eight_neighbours()) return as_floats().store(v, base, row_offset);
+    const int col = first + lane * 8;
+    if (col >= cols) return;
+    float4* const to = reinterpret_cast<float4*>(base + row_offset + col);
+    to[0] = float4{v[0], v[1], v[2], v[3]};
+    to[1] = float4{v[4], v[5], v[6], v[7]};
+  }
+
+ private:
+  MMKERN_FN bool are_eight_neighbours() const { return vectors && dtype != kFloat32; }
+  MMKERN_FN Columns as_floats() const { return {first, cols, lane, lanes, vectors, kFloat32}; }
 };
 
 // The sums over a group of lanes, the same bits in each of them. Every thread of the block must call it.
@@ -85,6 +115,27 @@ MMKERN_FN void sum_over_group(float (&s)[N], int lanes) {
   }
   __syncthreads();
 }
+
+// The sums of the groups of a warp, column by column: lanes a group apart hold the same columns.
+template <int N>
+MMKERN_FN void add_groups_of_warp(float (&s)[N], int lanes) {
+  for (int step = lanes; step < kWarp; step *= 2) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) s[n] += __shfl_xor_sync(kAllLanes, s[n], step);
+  }
+}
+
+// Where sums of columns over many rows go: to a row of partial sums for each warp, or for each group that is wider.
+struct WarpSums {
+  bool writes;  // this lane
+  i64 row;
+
+  MMKERN_FN explicit WarpSums(int lanes) {
+    const int width = lanes < kWarp ? kWarp : lanes, thread = int(threadIdx.x);
+    writes = thread % width < lanes;
+    row = i64(blockIdx.x) * (int(blockDim.x) / width) + thread / width;
+  }
+};
 
 }  // namespace device
 }  // namespace mmkern

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmkern.backends.cuda_launch import launch
-from mmkern.backends.cuda_tensors import DTYPES, fits_vectors, lanes_of
+from mmkern.backends.cuda_tensors import DTYPES, GRID, SIZES, grid_entries, grid_rows, grids_fit_vectors, lanes_of
 from mmkern.backends.grid_rows import four_axes, sizes, written
 
 _THREADS = 128
@@ -20,11 +20,8 @@ _MAX_BLOCKS_OF_SUMS = 512  # each writes a part of the weight's gradient
 _PAIRS = 8  # in a thread's registers
 _MAX_WIDTH = 4096  # 256 threads
 
-_GRID = "P3q"  # data, strides
-_SIZES = "q3i3i0q"  # rows; heads, length, cols; lanes, dtype, vectors
-_MERGE_ARGS = struct.Struct(f"{_SIZES} {_GRID * 10}")
-_ROTARY_ARGS = struct.Struct(f"{_SIZES} {_GRID * 5} PP iiif 0q")  # weight, partials; pairs, normalize, interleaved, eps
-_NOT_THERE = (0,) * 4
+_MERGE_ARGS = struct.Struct(f"{SIZES} {GRID * 10}")
+_ROTARY_ARGS = struct.Struct(f"{SIZES} {GRID * 5} PP iiif 0q")  # weight, partials; pairs, normalize, interleaved, eps
 
 
 def limits(*args: Any) -> list[str]:
@@ -33,23 +30,8 @@ def limits(*args: Any) -> list[str]:
     return [f"takes up to {_MAX_WIDTH} channels a head, got {width}"] if width > _MAX_WIDTH else []
 
 
-def _grid(x: Tensor | None) -> tuple[int, ...]:
-    """A tensor of rows; numbers have an axis more than they need."""
-    return _NOT_THERE if x is None else (x.data_ptr(), *x.stride()[:3])
-
-
-def _rows(x: Tensor | None) -> Tensor | None:
-    return None if x is None else four_axes(x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous())
-
-
 def _numbers(x: Tensor | None) -> Tensor | None:
     return None if x is None else four_axes(x[..., None])
-
-
-def _in_vectors(tensors: Sequence[Tensor | None]) -> bool:
-    return all(
-        fits_vectors(x.element_size(), x.shape[-1], x.stride()[:3], (x.data_ptr(),)) for x in tensors if x is not None
-    )
 
 
 def _blocks(rows: int, lanes: int, most: int) -> tuple[int, int]:
@@ -71,13 +53,13 @@ def _merge(
     cols = lead.shape[-1]
     lanes = lanes_of(cols)
     blocks, threads = _blocks(rows, lanes, _MAX_BLOCKS)
-    given = [_rows(x) if i % 2 == 0 else _numbers(x) for i, x in enumerate((*inputs, *upstream))]
+    given = [grid_rows(x) if i % 2 == 0 else _numbers(x) for i, x in enumerate((*inputs, *upstream))]
 
     def run(*outputs: Tensor | None) -> None:
-        to = [_rows(x) if i % 2 == 0 else _numbers(x) for i, x in enumerate(outputs)]
-        in_vectors = _in_vectors((*given[::2], *to[::2]))
+        to = [grid_rows(x) if i % 2 == 0 else _numbers(x) for i, x in enumerate(outputs)]
+        in_vectors = grids_fit_vectors((*given[::2], *to[::2]))
         shape = rows, heads, length, cols, lanes, DTYPES[lead.dtype], in_vectors
-        grids = (entry for x in (*given, *to) for entry in _grid(x))
+        grids = (entry for x in (*given, *to) for entry in grid_entries(x))
         launch(kernel, (blocks, 1), threads, _MERGE_ARGS.pack(*shape, *grids), lead.device)
 
     written(outputs, run)
@@ -108,13 +90,15 @@ def _rotary(
     rows, heads, length = sizes(x)
     cols, pairs = x.shape[-1], cos.shape[-1]
     lanes, blocks, threads = grid
-    given = [_rows(tensor) for tensor in (x, cos, sin, grad)]
+    given = [grid_rows(tensor) for tensor in (x, cos, sin, grad)]
 
     def run(to: Tensor | None) -> None:
-        in_vectors = pairs % _PAIRS == 0 and cols % (2 * _PAIRS) == 0 and _in_vectors((*given, to, _rows(weight)))
+        in_vectors = (
+            pairs % _PAIRS == 0 and cols % (2 * _PAIRS) == 0 and grids_fit_vectors((*given, to, grid_rows(weight)))
+        )
         arguments = _ROTARY_ARGS.pack(
             *(rows, heads, length, cols, lanes, DTYPES[x.dtype], in_vectors),
-            *(entry for tensor in (*given, None if to is None else four_axes(to)) for entry in _grid(tensor)),
+            *(entry for tensor in (*given, None if to is None else four_axes(to)) for entry in grid_entries(tensor)),
             0 if weight is None else weight.data_ptr(),
             0 if partials is None else partials.data_ptr(),
             pairs,

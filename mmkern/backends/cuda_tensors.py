@@ -8,11 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmkern.backends.grid_rows import four_axes
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/call.h
 
 COLUMNS = 8  # of a row in a thread's registers
 MAX_LANES = 512
 _MAX_COLUMNS = 1 << 30  # counted in int
+# The structs of csrc/cuda/grid_rows.cuh, in C's layout.
+GRID = "P3q"  # data, strides
+SIZES = "q3i3i0q"  # rows; heads, length, cols; lanes, dtype, vectors
 
 
 @functools.cache
@@ -35,3 +40,21 @@ def fits_vectors(item_size: int, cols: int, strides: Sequence[int], addresses: S
     for pointer in addresses:
         bits |= pointer
     return not bits & 15
+
+
+# ---- Rows with a stride for each of batch, head and place: grid_rows.cuh ---------------------------------------------
+
+
+def grid_entries(x: Tensor | None) -> tuple[int, ...]:
+    """Of the struct of a tensor of rows; numbers have an axis more than they need."""
+    return (0,) * 4 if x is None else (x.data_ptr(), *x.stride()[:3])
+
+
+def grid_rows(x: Tensor | None) -> Tensor | None:
+    return None if x is None else four_axes(x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous())
+
+
+def grids_fit_vectors(tensors: Sequence[Tensor | None]) -> bool:
+    return all(
+        fits_vectors(x.element_size(), x.shape[-1], x.stride()[:3], (x.data_ptr(),)) for x in tensors if x is not None
+    )
