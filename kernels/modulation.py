@@ -20,6 +20,7 @@ from mmkern.kernels.scalar_math import div, sqrt
 from torch import Tensor
 
 from mmkern.backends.grid_rows import four_axes, sizes, written
+from mmkern.backends.modulation_sums import PartialSums, Sharing
 
 
 class Problem(NamedTuple):
@@ -287,7 +288,7 @@ def residual_ada_layer_norm_backward(
 ) -> None:
     """``(grad, total_grad, x, residual, gate, …, centered, dx, dresidual, dgate, …)``; None is not wanted."""
     weight, bias, scale, shift, frames, eps, centered, dx, dresidual, dgate, *others = given
-    dweight, dbias, dscale, dshift, dframes = others
+    dscale, dshift = others[2:4]
     rows, heads, length = sizes(x)
     if rows == 0:
         for gradient in (dgate, *others):
@@ -295,67 +296,22 @@ def residual_ada_layer_norm_backward(
                 gradient.zero_()
         return
     cols, tile = x.shape[-1], _Tile.of(x.shape[-1])
-    modulated = scale if scale is not None else shift
-    modulated_rows = rows if modulated is None else _shared_rows(modulated, x)
-    of_each_row = modulated is not None and modulated_rows == 1
-    gate_rows = rows if gate is None else _shared_rows(gate, x)
-    sums_affine = dweight is not None or dbias is not None
-    wants_sums = sums_affine or (not of_each_row and (dscale is not None or dshift is not None))
-    run = min(rows, rows if of_each_row else modulated_rows, gate_rows if gate_rows > 1 else rows)
+    sharing, shared = Sharing.of(x, gate, scale, shift), (dgate, *others)
+    run = sharing.run
     per_run = min(triton.cdiv(_PROGRAMS, rows // run), triton.cdiv(run, tile.rows))
     rows_a_program = triton.cdiv(triton.cdiv(run, per_run), tile.rows) * tile.rows
     programs = rows // run * triton.cdiv(run, rows_a_program)
-    sums = x.new_empty((programs, 2, cols), dtype=torch.float32) if wants_sums else None
-    gate_sums = None
-    if dgate is not None and gate_rows > 1:
-        gate_sums = x.new_empty((programs, cols), dtype=torch.float32)
-    frame_sums = None if dframes is None else x.new_empty(rows, dtype=torch.float32)
+    sums = PartialSums.empty(sharing, programs, x, shared)
     problem = _problem(x, residual, gate, weight, bias, scale, shift, frames)
 
     def launch(dx: Tensor | None, dresidual: Tensor | None) -> None:
-        each = [_rows(g) if of_each_row else None for g in (dscale, dshift)]
-        gate_of_each = _rows(dgate) if gate_rows == 1 else None
-        to = Gradients(_rows(dx), _rows(dresidual), gate_of_each, *each, sums, gate_sums, frame_sums)
+        each = [_rows(g) if sharing.of_each_row else None for g in (dscale, dshift)]
+        gate_of_each = _rows(dgate) if sharing.gate_rows == 1 else None
+        to = Gradients(_rows(dx), _rows(dresidual), gate_of_each, *each, sums.columns, sums.gate, sums.frames)
         shape = heads, length, rows, run, rows_a_program, cols
-        options = tile.options() | {"CENTERED": bool(centered), "OF_EACH_ROW": of_each_row}
+        options = tile.options() | {"CENTERED": bool(centered), "OF_EACH_ROW": sharing.of_each_row}
         backward_kernel[(programs,)](problem, _rows(grad), _rows(total_grad), to, float(eps), *shape, **options)
 
     with torch.cuda.device_of(x):
         written((dx, dresidual), launch)
-    if sums is not None:
-        _add_up(sums, rows if of_each_row else modulated_rows, rows, (weight, bias, scale), of_each_row, others[:4])
-    if gate_sums is not None:
-        dgate.copy_(gate_sums.view(rows // gate_rows, -1, cols).sum(1).view_as(dgate))
-    if frame_sums is not None:
-        dframes.copy_(frame_sums.view(-1, _shared_rows(frames, x)).sum(1).view_as(dframes))
-
-
-def _shared_rows(modulator: Tensor, x: Tensor) -> int:
-    """How many neighbouring rows of x share one: the innermost axes, which it has once."""
-    shared = 1
-    for mine, size in zip(reversed(modulator.shape[:-1]), reversed(x.shape[:-1]), strict=True):
-        if mine != 1:
-            break
-        shared *= size
-    return shared
-
-
-def _add_up(
-    sums: Tensor, shared: int, rows: int, modulators: tuple[Any, Any, Any], of_each_row: bool, wanted: list[Any]
-) -> None:
-    """From Σ u and Σ u·n of each program, the gradients of weight, bias, scale and shift."""
-    weight, bias, scale = modulators
-    dweight, dbias, dscale, dshift = wanted
-    u, un = sums.view(rows // shared, -1, *sums.shape[1:]).sum(1).unbind(1)
-    if not of_each_row:
-        if dshift is not None:
-            dshift.copy_(u.view_as(dshift))
-        if dscale is not None:
-            of_scale = un if weight is None else un * weight
-            dscale.copy_((of_scale if bias is None else of_scale + u * bias).view_as(dscale))
-        if scale is not None:
-            factor = 1 + scale.reshape(u.shape)
-            u, un = u * factor, un * factor
-    for gradient, found in ((dbias, u), (dweight, un)):
-        if gradient is not None:
-            torch.sum(found, 0, out=gradient)
+    sums.add_up((weight, bias, scale), shared)
