@@ -160,8 +160,9 @@ def test_a_wrong_wait_reads_poison(launcher: HostLauncher) -> None:
 def test_the_address_sanitizer_sees_shared_memory() -> None:
     code = (
         "import torch, ctypes\n"
+        "from tests.cuda_on_host.harness import Build\n"
         "from tests.test_cuda_host_harness import *\n"
-        "launcher = HostLauncher(build('selftest.cpp', sanitize=True))\n"
+        "launcher = HostLauncher(build('selftest.cpp', Build.sanitized))\n"
         "x = torch.arange(96.0)\n"
         "out = run(launcher, 'reverse<Bug::none>', nans(96), threads=96, shared=4 * 96, input=x)\n"
         "assert torch.equal(out, x.flip(0) + x.flip(0).roll(-1))\n"

@@ -21,6 +21,8 @@ SOME = (
     "merge_attention",
     "merge_parts_backward",
     "rotary_backward<true>",
+    "adaptive_norm<Bfloat16Vectors, 1>",
+    "adaptive_norm_backward<Float32Vectors, 2>",
 )
 
 

@@ -2,8 +2,8 @@
 ``name_backward(grad, *inputs, curvature, *options, *input_grads, curvature_grad)``, the outputs given.
 
 Here a call becomes launches: which kernel, how many threads share a row, where partial sums lie. The kernels are
-``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention and its companions
-have files of their own, cuda_attention*.py.
+``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention, its companions and the modulation family have
+files of their own, cuda_*.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkern.backends import cuda_attention, cuda_attention_rows
+from mmkern.backends import cuda_attention, cuda_attention_rows, cuda_modulation
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import COLUMNS, DTYPES, MAX_LANES, address, fits_vectors, lanes_of
 
@@ -415,6 +415,10 @@ KERNELS: dict[str, Callable[..., None]] = {
     "merge_attention_backward": cuda_attention_rows.merge_attention_backward,
     "rotary_embedding": cuda_attention_rows.rotary_embedding,
     "rotary_embedding_backward": cuda_attention_rows.rotary_embedding_backward,
+    "ada_layer_norm": cuda_modulation.ada_layer_norm,
+    "ada_layer_norm_backward": cuda_modulation.ada_layer_norm_backward,
+    "residual_ada_layer_norm": cuda_modulation.residual_ada_layer_norm,
+    "residual_ada_layer_norm_backward": cuda_modulation.residual_ada_layer_norm_backward,
 }
 
 # Of a kernel that does not take every call: why not this one, from its first arguments or all.

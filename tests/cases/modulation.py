@@ -100,3 +100,25 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = list(dict.fromkeys(_cases()))
+
+
+def wide(cols: int, rows: int = 3, centered: bool = True) -> list[Case]:
+    """Rows for several warps, with and without a residual; the frames are two rows long."""
+
+    def build(g: torch.Generator, has_residual: bool) -> list[Any]:
+        x = [randn(g, 2, rows, cols) for _ in range(1 + has_residual)]
+        gate = _of(g, x[0], "gate", 1).values() if has_residual else []
+        modulators = _affine(g, x[0]) | _of(g, x[0], "scale shift", 1)
+        frames = randn(g, 2, rows // 2 + 1, 1).repeat_interleave(2, 1)[:, :rows]
+        return [*x, *gate, *modulators.values(), frames, 1e-6, centered]
+
+    label = f"2x{rows}x{cols}{'' if centered else '-rms'}"
+    return [
+        Case("ada_layer_norm", label, lambda g: build(g, False), wide=tuple(range(1, 6))),
+        Case("residual_ada_layer_norm", label, lambda g: build(g, True), wide=tuple(range(2, 8))),
+    ]
+
+
+def of_every_kernel() -> list[Case]:
+    """Rows that a lane holds in one chunk, in two and not at all, in blocks of 16 bytes and one by one."""
+    return [case for cols in (64, 123, 4101, 4104, 8200) for case in wide(cols)]

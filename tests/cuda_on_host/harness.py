@@ -9,10 +9,11 @@ import functools
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mmkern.backends.cuda_launch import FAMILIES, Launch
 
@@ -29,7 +30,19 @@ class Order(enum.IntEnum):
     random = 2
 
 
-def _flags(sanitize: bool) -> tuple[str, ...]:
+_SANITIZERS = "-fsanitize=address,undefined"
+_TRAFFIC = HERE / "traffic.cpp"
+
+
+class Build(enum.Enum):
+    """How a library is compiled, and what it is linked with."""
+
+    plain = ("-O2",), ()
+    sanitized = ("-O0", _SANITIZERS, "-fno-sanitize-recover=all"), (_SANITIZERS,)
+    counted = ("-O2", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"), (str(_TRAFFIC),)
+
+
+def _flags(kind: Build) -> tuple[str, ...]:
     cpuinfo = Path("/proc/cpuinfo")
     fma = cpuinfo.exists() and " fma " in cpuinfo.read_text(encoding="utf-8")
     # Products are contracted into FMAs, as nvcc does, where the host has them and the optimiser runs.
@@ -39,9 +52,8 @@ def _flags(sanitize: bool) -> tuple[str, ...]:
         "-g1",
         "-fPIC",
         "-fno-gnu-unique",  # two libraries in one process keep their statics apart
-        "-shared",
         *(("-mfma", "-mavx2") if fma else ()),
-        *(("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all") if sanitize else ("-O2",)),
+        *kind.value[0],
     )
 
 
@@ -57,31 +69,39 @@ def sanitizer_environment() -> dict[str, str]:
 
 
 @functools.cache
-def build(source: str, sanitize: bool = False) -> Path:
+def build(source: str, kind: Build = Build.plain) -> Path:
     """The shared library of ``source`` (a file of this folder), compiled unless an equal one is there."""
-    flags = _flags(sanitize)
+    flags = _flags(kind)
     csrc = REPOSITORY / "csrc"
-    read = sorted([HERE / source, *HERE.glob("*.h"), *csrc.glob("*.h"), *(csrc / "cuda").glob("*.cuh")])
+    read = sorted([HERE / source, _TRAFFIC, *HERE.glob("*.h"), *csrc.glob("*.h"), *(csrc / "cuda").glob("*.cuh")])
     key = hashlib.sha256(" ".join(flags).encode())
     for path in read:
         key.update(path.name.encode() + path.read_bytes())
-    library = BUILD / f"{Path(source).stem}{'-sanitized' if sanitize else ''}-{key.hexdigest()[:16]}.so"
+    kept = f"{Path(source).stem}{'' if kind is Build.plain else f'-{kind.name}'}"
+    library = BUILD / f"{kept}-{key.hexdigest()[:16]}.so"
     if not library.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
-        for old in BUILD.glob(f"{library.name.rsplit('-', 1)[0]}-????????????????.so"):
+        for old in BUILD.glob(f"{kept}-????????????????.so"):
             old.unlink(missing_ok=True)
         partial = library.with_suffix(f".{os.getpid()}")
-        command = ["g++", *flags, "-include", str(HERE / "shim.h"), str(HERE / source), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        compiled = partial.with_suffix(f"{partial.suffix}.o")
+        _run_compiler(*flags, "-include", str(HERE / "shim.h"), "-c", str(HERE / source), to=compiled)
+        _run_compiler("-shared", "-fPIC", str(compiled), *kind.value[1], to=partial)
+        compiled.unlink()
         partial.replace(library)
     return library
 
 
-def every_family(sanitize: bool = False) -> HostLauncher:
+def _run_compiler(*arguments: str, to: Path) -> None:
+    command = ["g++", *arguments, "-o", str(to)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+
+
+def every_family(kind: Build = Build.plain) -> HostLauncher:
     """All kernels of the CUDA backend."""
-    return HostLauncher(*(build(f"{family}.cpp", sanitize) for family in FAMILIES))
+    return HostLauncher(*(build(f"{family}.cpp", kind) for family in FAMILIES))
 
 
 class HostLauncher:
@@ -125,3 +145,15 @@ class HostLauncher:
     def _set_order(self, order: Order, seed: int) -> None:
         for library in self._libraries:
             library.cuda_on_host_set_order(int(order), seed)
+
+    def bytes_moved(self, run: Callable[[], None], watched: Sequence[Tensor]) -> int:
+        """What ``run`` reads and writes of some tensors; of a library that counts."""
+        (library,) = self._libraries
+        count = library.cuda_on_host_bytes
+        count.restype = ctypes.c_longlong
+        library.cuda_on_host_watch(None, ctypes.c_size_t(0))
+        for x in watched:
+            room = library.cuda_on_host_watch(ctypes.c_void_p(x.data_ptr()), ctypes.c_size_t(x.nbytes))
+            assert room >= 0, "too many tensors to watch"
+        run()
+        return int(count())

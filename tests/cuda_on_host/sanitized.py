@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 from mmkern.backends import cuda_launch
-from tests.cases import attention, attention_rows
+from tests.cases import attention, attention_rows, modulation
 from tests.cases.hyperbolic import CASES
 from tests.cuda_on_host.calls import both, widened
-from tests.cuda_on_host.harness import every_family
+from tests.cuda_on_host.harness import Build, every_family
 
 ODD = ("9x123", "5x33", "5x3x5")
 IN_VECTORS = ("2x3x40", "17x33x64", "2x8")
@@ -25,7 +25,7 @@ ATTENTION = {
 
 
 def main() -> None:
-    launcher = every_family(sanitize=True)
+    launcher = every_family(Build.sanitized)
     with cuda_launch.replaced(launcher):
         for case in CASES:
             if case.label in ODD:
@@ -39,8 +39,12 @@ def main() -> None:
             for dtype, labels in ATTENTION.items():
                 if any(label in case.label for label in labels):
                     both(case, dtype)
-        for case in attention_rows.CASES:
+        for case in (*attention_rows.CASES, *modulation.CASES):
             both(case, torch.float32)
+        for case in modulation.of_every_kernel():
+            both(case, torch.float32)
+            both(case, torch.bfloat16)
+            both(case, torch.float16)
     missed = set(launcher.kernels) - launcher.launched
     assert not missed, f"never launched: {missed}"
     print("clean")

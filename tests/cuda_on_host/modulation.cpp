@@ -1,0 +1,7 @@
+#include "../../csrc/cuda/modulation.cuh"
+
+#include "export.h"
+
+using namespace mmkern;
+
+EXPORT_KERNELS(MMKERN_MODULATION_KERNELS)
