@@ -46,3 +46,16 @@ def test_no_kernel_spills_and_attention_has_matrix_instructions() -> None:
         for dtype in ("Bfloat16", "Float16"):
             assert found[f"attention<{dtype}, {values}>"].matrix_instructions == expected
         assert found[f"attention<Float32, {values}>"].matrix_instructions == 0
+    for name in (name for name in found if "adaptive_norm" in name and "Vectors" in name):
+        numbers = 2 if "backward" in name else 1  # the frame's scale, and its gradient
+        assert found[name].wide_accesses == found[name].global_accesses - numbers, name
+
+
+@pytest.mark.slow
+def test_norms_read_a_row_once() -> None:
+    """A longer one than registers hold, three times, and its gradient twice."""
+    counts = report.traffic(list(every_family().kernels))
+    assert len(counts) == 22
+    for name, (moved, least) in counts.items():
+        longer = (7 / 3 if "backward" in name else 2) if name.endswith(", 0>") else 1
+        assert moved == pytest.approx(longer * least), name

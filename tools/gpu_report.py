@@ -34,7 +34,10 @@ def cuda_rows() -> Iterable[KernelRow]:
     if not shutil.which("nvcc"):
         print("no nvcc: the CUDA kernels are left out", file=sys.stderr)
         return
-    for kernel in gpu_report_cuda.kernels():
+    kernels = gpu_report_cuda.kernels()
+    bytes_of = gpu_report_cuda.traffic([kernel.name for kernel in kernels])
+    for kernel in kernels:
+        moved, least = bytes_of.get(kernel.name, (None, None))
         yield KernelRow(
             backend="cuda",
             kernel=kernel.name,
@@ -47,6 +50,9 @@ def cuda_rows() -> Iterable[KernelRow]:
             threads=kernel.threads,
             occupancy=kernel.occupancy,
             matrix={"MMA": kernel.matrix_instructions} if kernel.matrix_instructions else {},
+            moved_bytes=moved,
+            least_bytes=least,
+            note=f"{kernel.wide_accesses} of {kernel.global_accesses} accesses of 16 bytes",
         )
 
 

@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmkern.backends import cuda_attention
+import torch
+
+from mmkern.backends import cuda_attention, cuda_launch, cuda_modulation
+from tests.cuda_on_host.harness import Build, HostLauncher, build
 from tools.gpu_report_rows import MULTIPROCESSORS, occupancy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +46,8 @@ class CudaKernel:
     occupancy: float
     instructions: int
     matrix_instructions: int
+    global_accesses: int  # loads and stores of global memory in the machine code, and those of 16 bytes
+    wide_accesses: int
 
     @property
     def spills(self) -> bool:
@@ -53,14 +58,59 @@ def launched_with(name: str) -> tuple[int, int]:
     """Threads of a block, and bytes of dynamic shared memory; see mmkern/backends/cuda*.py.
 
     The tile kernels' only size, the row kernels' smallest and commonest, attention's largest with as many channels as
-    its values may have.
+    its values may have, the norms' for rows of NORM_COLUMNS.
     """
     attention = re.fullmatch(r"attention<(\w+), (\d+)>", name)
     if attention:
         dtype = next(dtype for dtype, name in cuda_attention.TYPES.items() if name == attention[1])
         plan = cuda_attention.Plan.of(dtype, 1, 1024, 512, int(attention[2]), int(attention[2]))
         return plan.warps * 32, plan.shared_bytes
+    norm = NormCall.of(name)
+    if norm is not None:
+        rows = cuda_modulation.Plan.of(4096, norm.cols, 4096, norm.in_vectors, 512)
+        return rows.threads, rows.bytes_of_sums(norm.cols) if norm.backward else 0
     return (512 if name == "sum_partials" else 128), 0
+
+
+NORM_COLUMNS = {1: 1152, 2: 5120, 0: 16384}  # by the chunks that a thread holds
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """A call that launches one of the kernels of adaptive_norm*.cuh."""
+
+    backward: bool
+    dtype: torch.dtype
+    cols: int
+    in_vectors: bool
+
+    @classmethod
+    def of(cls, kernel: str) -> NormCall | None:
+        name = re.fullmatch(r"adaptive_norm(_backward)?<(\w+), (\d)>", kernel)
+        if name is None:
+            return None
+        dtype = next((dtype for dtype, access in cuda_modulation.ACCESS.items() if access == name[2]), None)
+        in_vectors = dtype is not None
+        return cls(bool(name[1]), dtype or torch.float32, NORM_COLUMNS[int(name[3])] + (not in_vectors), in_vectors)
+
+    def traffic(self, launcher: HostLauncher) -> tuple[int, int]:
+        """Bytes of rows that are read and written, from a cache or from memory, and the least possible.
+
+        Of y from x, and of the gradient of x; what rows share is read once a block beside them.
+        """
+        x, out = torch.ones(2, 16, self.cols, dtype=self.dtype)
+        gradient, modulators = torch.empty_like(x), torch.ones(4, self.cols)
+        options = [*modulators[:2], *modulators[2:, None], None, 1e-6, True]
+
+        def run() -> None:
+            if self.backward:
+                cuda_modulation.ada_layer_norm_backward(out, x, *options, gradient, *[None] * 5)
+            else:
+                cuda_modulation.ada_layer_norm(x, *options, out)
+
+        rows = [x, out, gradient] if self.backward else [x, out]
+        with cuda_launch.replaced(launcher):
+            return launcher.bytes_moved(run, rows), sum(tensor.nbytes for tensor in rows)
 
 
 def find_tool(name: str) -> str:
@@ -125,7 +175,7 @@ _RESOURCES = re.compile(
 
 
 def instruction_counts(cubin: Path) -> dict[str, Counter[str]]:
-    """How often each kernel's machine code has each opcode."""
+    """How often each kernel's machine code has each opcode, such as LDG.E.128."""
     listing = subprocess.run([find_tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True)
     counts: dict[str, Counter[str]] = {}
     current: Counter[str] = Counter()
@@ -134,10 +184,15 @@ def instruction_counts(cubin: Path) -> dict[str, Counter[str]]:
         if header:
             current = counts.setdefault(header[1], Counter())
             continue
-        opcode = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", line)
+        opcode = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)
         if opcode:
             current[opcode[1]] += 1
     return counts
+
+
+def count(opcodes: Counter[str], *names: str) -> int:
+    """Of all opcodes that begin so, up to a dot."""
+    return sum(n for opcode, n in opcodes.items() if opcode.split(".")[0] in names)
 
 
 def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
@@ -162,14 +217,23 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
                         registers=registers,
                         stack_bytes=int(entry["stack"]),
                         spill_bytes=int(entry["stores"]) + int(entry["loads"]),
-                        local_accesses=opcodes["LDL"] + opcodes["STL"],
+                        local_accesses=count(opcodes, "LDL", "STL"),
                         shared_bytes=shared_bytes,
                         threads=threads,
                         occupancy=occupancy(
                             MULTIPROCESSORS[architecture.rstrip("a")], registers, shared_bytes, threads
                         ),
                         instructions=opcodes.total(),
-                        matrix_instructions=sum(opcodes[name] for name in MATRIX_INSTRUCTIONS),
+                        matrix_instructions=count(opcodes, *MATRIX_INSTRUCTIONS),
+                        global_accesses=count(opcodes, "LDG", "STG"),
+                        wide_accesses=sum(opcodes[name] for name in opcodes if re.match(r"(LDG|STG)\b.*\.128", name)),
                     )
                 )
     return sorted(found, key=lambda k: (k.name, ARCHITECTURES.index(k.architecture)))
+
+
+def traffic(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Bytes moved, and the least possible, of the kernels whose accesses the host harness counts."""
+    norms = {name: norm for name in names if (norm := NormCall.of(name)) is not None}
+    launcher = HostLauncher(build("modulation.cpp", Build.counted))
+    return {name: norm.traffic(launcher) for name, norm in norms.items()}
