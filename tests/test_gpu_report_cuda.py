@@ -53,7 +53,7 @@ def test_no_kernel_spills_and_attention_has_matrix_instructions() -> None:
 
 @pytest.mark.slow
 def test_norms_read_a_row_once() -> None:
-    """A longer one than registers hold, three times, and its gradient twice."""
+    """One that is longer than registers hold, in each pass again."""
     counts = report.traffic(list(every_family().kernels))
     assert len(counts) == 22
     for name, (moved, least) in counts.items():

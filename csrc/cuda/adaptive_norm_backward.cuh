@@ -88,22 +88,21 @@ struct BackwardRows {
         formed(false) {}
 
   MMKERN_FN void run(const GridPlace& at) {
-    f = frame_scale(p, at);
     // What is held is asked for at once.
     row.measure(at, [&](int slot, const float (&)[kColumns]) {
       if (kHeld > 0) columns.load(slope[slot], a.grad.data, at.in(a.grad));
       if (keeps_modulation && !formed) form(at);
     });
     formed = !p.of_each_row;
+    f = frame_scale(p, at);
     float totals[kTotals] = {};
     for_each_chunk<kHeld>(columns, [&](int slot) { add_up(slot, at, totals); });
     sum_over_group(totals, columns.lanes);
-    if (a.frame_sums && at.active && columns.lane == 0) a.frame_sums[at.row] = totals[kFrame];
+    if (!at.active) return;
+    if (a.frame_sums && columns.lane == 0) a.frame_sums[at.row] = totals[kFrame];
     const float n = float(p.sizes.cols), centre = p.centered ? totals[kSlope] / n : 0;
     const float along = totals[kAlong] / n;
-    for_each_chunk<kHeld>(columns, [&](int slot) {
-      if (at.active) write(slot, at, centre, along);
-    });
+    for_each_chunk<kHeld>(columns, [&](int slot) { write(slot, at, centre, along); });
   }
 
   MMKERN_FN void finish() {

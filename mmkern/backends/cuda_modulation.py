@@ -28,8 +28,9 @@ from mmkern.backends.modulation_sums import PartialSums, Sharing
 
 _THREADS = 128
 _WARP = 32
+# Of more rows a block takes several, for which it reads their modulators, and writes sums of columns, once.
 _MAX_BLOCKS = 1024
-_MAX_BLOCKS_OF_SUMS = 512  # each leaves a sum of each column
+_MAX_BLOCKS_OF_SUMS = 512
 _MAX_CHUNKS = 2  # of a row, in registers; their sums of columns are in shared memory
 _SUMS = 3  # of each column
 _FORWARD, _BACKWARD = "adaptive_norm", "adaptive_norm_backward"
