@@ -11,7 +11,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build" / "sanitize"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
-FAMILIES = ("attention", "attention_rows", "attention_varlen", "multi_source", "hyperbolic", "modulation", "diffusion")
+FAMILIES = (
+    "attention",
+    "attention_rows",
+    "attention_varlen",
+    "multi_source",
+    "hyperbolic",
+    "modulation",
+    "gated",
+    "diffusion",
+)
 SUITES = tuple(f"tests/test_{name}.py" for name in (*FAMILIES, "memory", "bindings", "dispatch"))
 
 

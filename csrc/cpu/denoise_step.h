@@ -84,8 +84,10 @@ class Step {
  public:
   Step(const Call& call, int64_t row)
       : elements_(call, tensor::kX, row), normals_(call[tensor::kSeed]), room_(normals_ ? Pieces::kSize + 6 : 0) {
-    while (outputs_ < kMaxOutputs && elements_.has(tensor::kOutputs + outputs_)) ++outputs_;
-    while (history_ < kMaxHistory && elements_.has(tensor::kHistory + history_)) ++history_;
+    for (int k = 0; k < kMaxOutputs; ++k)
+      if (elements_.has(tensor::kOutputs + k)) outputs_ = k + 1;
+    for (int k = 0; k < kMaxHistory; ++k)
+      if (elements_.has(tensor::kHistory + k)) history_ = k + 1;
   }
 
   void operator++() { ++elements_; }
@@ -130,6 +132,7 @@ class Step {
     V next = fma(V(by[column::kX0]), x0, fma(V(by[column::kOutput]), output, x * V(by[column::kSample])));
     V corrected = fma(V(by[column::kCorrectedX0]), x0, x * V(by[column::kCorrectedSample]));
     for (int k = 0; k < history_; ++k) {
+      if (!elements_.has(tensor::kHistory + k)) continue;
       const V past = elements_.load(tensor::kHistory + k, at);
       next = fma(V(by[column::kHistory + k]), past, next);
       corrected = fma(V(by[column::kCorrectedHistory + k]), past, corrected);
@@ -150,17 +153,16 @@ class Step {
 
   // The outputs of the model, put together.
   MMKERN_FN V guided(Place at) const {
-    if (outputs_ == 0) return V(T(0));
-    V total = elements_.load(tensor::kOutputs, at);
     const T* const weights = elements_.numbers(tensor::kWeights);
-    if (!weights) return total;
-    const bool is_masked = elements_.has(tensor::kMask);
+    const bool is_masked = weights && elements_.has(tensor::kMask);
     const V mask = is_masked ? elements_.load(tensor::kMask, at) : V(T(0));
-    const auto weight = [&](int k) __attribute__((always_inline)) {
-      return is_masked ? fma(mask, V(weights[2 * k + 1]), V(weights[2 * k])) : V(weights[2 * k]);
-    };
-    total *= weight(0);
-    for (int k = 1; k < outputs_; ++k) total = fma(weight(k), elements_.load(tensor::kOutputs + k, at), total);
+    V total(T(0));
+    for (int k = 0; k < outputs_; ++k) {
+      if (!elements_.has(tensor::kOutputs + k)) continue;
+      V weight(weights ? weights[2 * k] : T(1));
+      if (is_masked) weight = fma(mask, V(weights[2 * k + 1]), weight);
+      total = fma(weight, elements_.load(tensor::kOutputs + k, at), total);
+    }
     const T* const factor = elements_.numbers(tensor::kRescale);
     return factor ? total * V(*factor) : total;
   }
@@ -177,11 +179,15 @@ class Step {
   int outputs_ = 0, history_ = 0;
 };
 
-// In the place of how far to rescale, one factor a sample: 1 for now.
+// In the place of how far to rescale, one factor a sample: 1 for now. Without any, nothing is there.
 template <class T>
 Call with_factors(const Call& given, T* factors, int64_t samples) {
   Call call = given;
   View& view = call.tensors[tensor::kRescale];
+  if (!factors) {
+    view = View();
+    return call;
+  }
   view.data = factors;
   view.sizes[0] = samples;
   view.strides[0] = 1;
@@ -216,9 +222,9 @@ void run_step(const Call& given) {
   const View& x = given[tensor::kX];
   if (count(x, x.rank) == 0) return;
   const int64_t samples = x.rank > 1 ? x.sizes[0] : 1;
-  const bool rescales = bool(given[tensor::kRescale]);
+  const bool rescales = given[tensor::kRescale] && given[tensor::kOutputs + 1];
   const Scratch<T> factors(rescales ? samples : 0);
-  const Call call = on_axes_of_x(rescales ? with_factors(given, factors.data, samples) : given);
+  const Call call = on_axes_of_x(with_factors(given, rescales ? factors.data : nullptr, samples));
   if (rescales) find_factors(given, call, factors.data, samples);
   const Pieces pieces(call[tensor::kX]);
   const bool stream = streams(without_gaps(call[tensor::kNext]), without_gaps(call[tensor::kX0]),

@@ -20,6 +20,7 @@ from .diffusion import (
     lcm_step,
     unipc_step,
 )
+from .gated import bias_gelu, film, gated_residual, geglu, swiglu
 from .guidance import Guidance as Guidance
 from .hyperbolic import (
     lorentz_centroid,
@@ -52,6 +53,7 @@ from .multi_source import multi_source_attention
 __all__ = [
     "ada_layer_norm",
     "add_noise",
+    "bias_gelu",
     "cross_attention",
     "cross_attention_varlen",
     "ddim_step",
@@ -62,7 +64,10 @@ __all__ = [
     "dual_ada_layer_norm",
     "euler_ancestral_step",
     "euler_step",
+    "film",
     "flow_match_euler_step",
+    "gated_residual",
+    "geglu",
     "heun_step",
     "layer_norm",
     "lcm_step",
@@ -93,6 +98,7 @@ __all__ = [
     "qk_norm_rotary",
     "rms_norm",
     "rotary_embedding",
+    "swiglu",
     "unipc_step",
     "velocity",
 ]

@@ -196,13 +196,13 @@ class Op:
                 self._laid_out(self.lead, out, args[self.lead]) if self.has_dtype_of_inputs(slot) else out
                 for slot, out in enumerate(found)
             )
-            return laid_out[0] if len(laid_out) == 1 else laid_out
+            return _alone(laid_out)
         outs = self.empty_outputs(args)
         with torch.profiler.record_function(f"mmkern::{self.name}") if _profiling() else nullcontext():
             kernel(*args, *outs)
         if settings.verify:
             testing.verify_forward(self, args, outs)
-        return outs[0] if len(outs) == 1 else outs
+        return _alone(outs)
 
     def empty_outputs(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
         """What the forward kernel writes."""
@@ -354,6 +354,10 @@ class Op:
 
 def _new_empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(shape)
+
+
+def _alone(found: tuple[Tensor, ...]) -> Result:
+    return found[0] if len(found) == 1 else found
 
 
 def in_tuple(result: Result) -> tuple[Tensor, ...]:
@@ -553,24 +557,27 @@ def _register(op: Op, schema: str) -> None:
     def forward(*args: Any) -> Result:
         return op.run(*op._prepare(_plain(args)))
 
-    def backward(*given: Any) -> tuple[Tensor, ...]:
+    def backward(*given: Any) -> Result:
         grads, wanted, args, outs = op.split_backward(_plain(given[:-1]), given[-1])
         with _autograd_allowed():
             gradients = op.run_backward(grads, wanted, op._prepare(args), outs)
-        return tuple(
-            grads[0].new_empty(0) if g is None else g.to(args[i].dtype)
-            for i, g in zip(op.tensors, gradients, strict=True)
+        return _alone(
+            tuple(
+                grads[0].new_empty(0) if g is None else g.to(args[i].dtype)
+                for i, g in zip(op.tensors, gradients, strict=True)
+            )
         )
 
     def fake(*args: Any) -> Result:
-        outs = op._outputs(args, _new_empty)
-        return outs[0] if len(outs) == 1 else outs
+        return _alone(op._outputs(args, _new_empty))
 
-    def fake_backward(*given: Any) -> tuple[Tensor, ...]:
+    def fake_backward(*given: Any) -> Result:
         grads, wanted, args, _ = op.split_backward(given[:-1], given[-1])
-        return tuple(
-            op._empty_like(i, args[i].shape, args[i], _new_empty) if want else grads[0].new_empty(0)
-            for i, want in zip(op.tensors, wanted, strict=True)
+        return _alone(
+            tuple(
+                op._empty_like(i, args[i].shape, args[i], _new_empty) if want else grads[0].new_empty(0)
+                for i, want in zip(op.tensors, wanted, strict=True)
+            )
         )
 
     for key in ("CPU", "CUDA"):
@@ -590,8 +597,7 @@ def _register(op: Op, schema: str) -> None:
         wanted = op.wanted(ctx.needs_input_grad)
         _, args, outs = _restore(ctx)
         found = getattr(torch.ops.mmkern, backward_name)(*grads, *args, *outs, wanted)
-        found = (found,) if isinstance(found, Tensor) else found
-        return op.spread([g if want else None for g, want in zip(found, wanted, strict=True)])
+        return op.spread([g if want else None for g, want in zip(in_tuple(found), wanted, strict=True)])
 
     def refuse(ctx: Any, *_: Tensor) -> None:
         raise NotImplementedError(_no_second_derivative(op))
