@@ -32,12 +32,14 @@ _TAN_PI_8 = tl.constexpr(math.sqrt(2) - 1)
 
 # Minimax fits, relative error below 0.1 ulp of float32:
 # (expm1(f) - f - f²/2) / f³ on |f| <= ln(2)/2; (log1p(f) - f + f²/2) / f³ on [√½ - 1, √2 - 1];
-# (atan(a)/a - 1) / a² in a² on |a| <= tan(π/8).
+# (atan(a)/a - 1) / a² in a² on |a| <= tan(π/8); sin(πf/2)/f and cos(πf/2) in f² on |f| <= ½.
 _EXPM1 = tl.constexpr((0.1666666567, 0.0416664816, 0.0083334194, 0.0013933253, 0.0001982413))
 _LOG1P = tl.constexpr(
     (0.3333333135, -0.2500081956, 0.2000122666, -0.1662335694, 0.1420175731, -0.1316018254, 0.1276157796, -0.0763449744)
 )
 _ATAN = tl.constexpr((-0.3333331645, 0.1999847144, -0.1424353272, 0.1059381291, -0.0607821979))
+_SIN_OF_QUARTERS = tl.constexpr((1.5707964, -0.6459635, 0.0796800303, -0.004601658))
+_COS_OF_QUARTERS = tl.constexpr((1.0, -1.2337005, 0.25366917, -0.020859936, 0.000903363))
 
 CUTOFF = tl.constexpr(smooth._CUTOFF_DEFAULT)
 
@@ -121,17 +123,41 @@ def half_exp(r):
 
 
 @triton.jit
-def log1p(u):
-    """``log(1 + u)`` for u >= 0, relative error of an ulp also near 0."""
-    w = 1 + u
-    lost = tl.where(u < 1, u - (w - 1), 1 - (w - u))
+def _log(w, relative_rest):
+    """``log(w(1 + rest))`` for normal w > 0 and a rest below its last digit."""
     bits = w.to(tl.int32, bitcast=True)
     k = (bits - _SQRT_HALF_BITS) >> 23
     f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1
     log_mantissa = tl.fma(f * f, tl.fma(f, polynomial(f, _LOG1P.value), -0.5), f)
     k = k.to(tl.float32)
-    result = tl.fma(k, _LN2_HIGH, log_mantissa + tl.fma(k, _LN2_LOW, lost / w))
-    return tl.where(u < INFINITY, result, u)
+    return tl.fma(k, _LN2_HIGH, log_mantissa + tl.fma(k, _LN2_LOW, relative_rest))
+
+
+@triton.jit
+def log(x):
+    """For finite x of float32's normal range."""
+    return _log(x, 0.0)
+
+
+@triton.jit
+def log1p(u):
+    """``log(1 + u)`` for u >= 0, relative error of an ulp also near 0."""
+    w = 1 + u
+    lost = tl.where(u < 1, u - (w - 1), 1 - (w - u))
+    return tl.where(u < INFINITY, _log(w, lost / w), u)
+
+
+@triton.jit
+def sin_cos_of_turns(v):
+    """``sin 2πv`` and ``cos 2πv`` for v in [0, 1] of at most 24 bits: of whole quarters of a turn, and of what is left."""
+    quarters = 4 * v
+    whole = tl.floor(quarters + 0.5)
+    f = quarters - whole
+    s, c = f * polynomial(f * f, _SIN_OF_QUARTERS.value), polynomial(f * f, _COS_OF_QUARTERS.value)
+    q = whole.to(tl.int32)
+    is_odd = (q & 1) != 0
+    sin, cos = tl.where(is_odd, c, s), tl.where(is_odd, s, c)
+    return tl.where((q & 2) != 0, -sin, sin), tl.where(((q + 1) & 2) != 0, -cos, cos)
 
 
 @triton.jit
