@@ -1,4 +1,4 @@
-"""Rows of ``[..., D]`` with a stride for each axis, as kernels see them: no more than four axes."""
+"""Tensors ``[..., D]`` with a stride for each axis, as kernels see them: four axes at most, or as few as may be."""
 
 from __future__ import annotations
 
@@ -26,3 +26,30 @@ def written(outputs: Sequence[Tensor | None], run: Callable[..., None]) -> None:
     for x, filled in zip(outputs, dense, strict=True):
         if x is not None and filled is not None and filled.data_ptr() != x.data_ptr():
             x.copy_(filled)
+
+
+def with_fewest_axes(tensors: Sequence[Tensor], first: int = 0) -> tuple[list[int], list[int]]:
+    """Of ``tensors[0]``, when neighbouring axes from ``first`` on that all tensors walk over as one become one: the
+    sizes that are left, and of each the innermost axis, whose step is that of the whole.
+
+    The others have the same axes, or an axis once. The last stays the last.
+    """
+    shape = tensors[0].shape
+    last = len(shape) - 1
+    sizes, kept = [shape[last]], [last]
+    for axis in range(last - 1, first - 1, -1):
+        if shape[axis] == 1:
+            continue
+        if all(step_along(t, axis, shape) == step_along(t, kept[0], shape) * sizes[0] for t in tensors):
+            sizes[0] *= shape[axis]
+        else:
+            sizes.insert(0, shape[axis])
+            kept.insert(0, axis)
+    return sizes, kept
+
+
+def step_along(x: Tensor, axis: int, shape: Sequence[int]) -> int:
+    """From an element of ``x``, expanded to ``shape``, to the next; along the last axis it is dense or expanded."""
+    if x.shape[axis] != shape[axis]:
+        return 0
+    return 1 if axis == len(shape) - 1 else x.stride(axis)
