@@ -1,4 +1,5 @@
-"""What the GPU kernels ask of a GPU, found out without one: registers, spills, occupancy, matrix instructions, bytes.
+"""What the GPU kernels ask of a GPU, found out without one: registers, spills, occupancy, matrix instructions, width
+of accesses, bytes.
 
     python tools/gpu_report.py            # a table; build/gpu_report/report.json and report.md
     python tools/gpu_report.py --all      # every Triton op in every type, not one type each
@@ -58,16 +59,17 @@ def cuda_rows() -> Iterable[KernelRow]:
 
 _HEADER = (
     "backend", "kernel", "call", "target", "registers", "spills", "stack B", "shared B", "threads", "occupancy",
-    "matrix instructions", "bytes moved / least", "note",
+    "matrix instructions", "16-byte accesses", "bytes moved / least", "note",
 )  # fmt: skip
 
 
 def _cells(row: KernelRow) -> tuple[str, ...]:
     moved = "" if row.moved_bytes is None or not row.least_bytes else f"{row.moved_bytes / row.least_bytes:.2f}"
+    wide = "" if row.accesses is None else f"{row.wide_accesses} of {row.accesses}"
     matrix = ", ".join(f"{count} {name}" for name, count in row.matrix.items())
     return (
         row.backend, row.kernel, row.variant, row.target, str(row.registers), str(row.spills), str(row.stack_bytes),
-        str(row.shared_bytes), str(row.threads), f"{row.occupancy:.0%}", matrix, moved, row.note,
+        str(row.shared_bytes), str(row.threads), f"{row.occupancy:.0%}", matrix, wide, moved, row.note,
     )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ class KernelRow:
     threads: int
     occupancy: float
     matrix: dict[str, int] = field(default_factory=dict)
+    accesses: int | None = None  # instructions that load from or store to global memory
+    wide_accesses: int | None = None  # of 16 bytes a thread or more
     moved_bytes: int | None = None
     least_bytes: int | None = None
     note: str = ""

@@ -26,6 +26,9 @@ from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occu
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 _MATRIX = ("HGMMA", "UTCHMMA", "HMMA")
+# Loads from global memory and stores to it; their names end in what a thread moves.
+_ACCESS = re.compile(r"\s(?:LDG|STG)\.E\S*")
+_AMD_ACCESS = re.compile(r"^\s*(?:global|buffer)_(?:load|store)_\S+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -342,6 +345,7 @@ def _read_cubin(name: str, variant: str, target: str, compiled: Any) -> KernelRo
         raise ValueError(f"cuobjdump names no registers: {usage}")
     opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass)
     registers, threads = int(found[1]), 32 * compiled.metadata.num_warps
+    accesses = _ACCESS.findall(sass)
     return KernelRow(
         backend="triton",
         kernel=name,
@@ -354,6 +358,8 @@ def _read_cubin(name: str, variant: str, target: str, compiled: Any) -> KernelRo
         threads=threads,
         occupancy=occupancy(MULTIPROCESSORS[target], registers, compiled.metadata.shared, threads),
         matrix={opcode: opcodes.count(opcode) for opcode in _MATRIX if opcode in opcodes},
+        accesses=len(accesses),
+        wide_accesses=sum(".128" in access or ".256" in access for access in accesses),
     )
 
 
@@ -371,6 +377,7 @@ def _read_amdgcn(name: str, variant: str, target: str, compiled: Any) -> KernelR
     by_registers = 4 * min(8, 512 // (-(-max(registers, 1) // 8) * 8))
     by_shared = (65536 // compiled.metadata.shared if compiled.metadata.shared else 32) * warps
     matrix = len(re.findall(r"^\s*v_mfma", text, re.MULTILINE))
+    accesses = _AMD_ACCESS.findall(text)
     return KernelRow(
         backend="triton",
         kernel=name,
@@ -383,6 +390,8 @@ def _read_amdgcn(name: str, variant: str, target: str, compiled: Any) -> KernelR
         threads=64 * warps,
         occupancy=min(32, by_registers, by_shared) / 32,
         matrix={"MFMA": matrix} if matrix else {},
+        accesses=len(accesses),
+        wide_accesses=sum(access.endswith("dwordx4") for access in accesses),
         note="compiled only",
     )
 
