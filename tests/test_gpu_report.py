@@ -121,6 +121,22 @@ def test_attention_reads_its_inputs_once(private_cache: Path) -> None:
         assert moved <= 1.1 * least, variant
 
 
+@pytest.mark.parametrize(("dtype", "wide"), [("float32", 2), ("bfloat16", 1)])
+def test_a_step_reads_and_writes_16_bytes_at_a_time(dtype: str, wide: int, private_cache: Path) -> None:
+    """The sample, two outputs and the result, 8 elements of each; scalars are the numbers of the step."""
+    (row,) = gpu_report_triton.compile_variant(Variant("denoise_step, two outputs", dtype), "sm_90")
+    assert not row.spilled
+    assert row.wide_accesses == 4 * wide
+    assert row.accesses is not None
+    assert row.accesses <= 4 * wide + 7
+
+
+def test_a_step_moves_each_element_once(private_cache: Path) -> None:
+    steps = [Variant(op, dtype) for op in gpu_report_triton.STEPS for dtype in ("float32", "bfloat16")]
+    for variant, (moved, least) in gpu_report_triton.traffic(steps).items():
+        assert moved <= 1.05 * least, variant
+
+
 def test_occupancy() -> None:
     limits = Multiprocessor(64, 32, 65536, 228 << 10, 1024)
     assert occupancy(limits, 32, 0, 128) == 1

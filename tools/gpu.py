@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SUITES = tuple(f"tests/test_{family}.py" for family in ("hyperbolic", "attention", "attention_rows", "modulation"))
-TRITON_ALONE = ("tests/test_attention_varlen.py", "tests/test_multi_source.py")
+TRITON_ALONE = tuple(f"tests/test_{family}.py" for family in ("attention_varlen", "multi_source", "diffusion"))
 SANITIZED = "float32 and (9x123 or many or bias)"
 SHAPES = ((16384, 512), (2048, 512), (256, 128))
 TIMED = (

@@ -63,6 +63,19 @@ ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi
 # Of rotations: whether they normalize, and interleave; those leave half a head as it is.
 MERGE = "merge_attention"
 NORM, GATED_NORM = "ada_layer_norm", "residual_ada_layer_norm"
+# Of steps: the op, and what it is given beside the sample, an output and coefficients; "narrow": outputs in bfloat16.
+STEPS = {
+    "denoise_step, two outputs": ("denoise_step", "output1 weights"),
+    "denoise_step, narrow outputs": ("denoise_step", "output1 weights narrow"),
+    "denoise_step, drawn noise": ("denoise_step", "seed"),
+    "denoise_step, rescaled": ("denoise_step", "output1 weights rescale"),
+    "multistep, history": ("multistep", "output1 weights limits history0 history1"),
+    "corrected_step, everything": (
+        "corrected_step",
+        "output1 output2 output3 output4 mask history0 history1 history2 history3 seed keep known known_noise weights "
+        "limits each",
+    ),
+}
 ROTATIONS = {
     "rotary_embedding": (False, False),
     "rotary_embedding, interleaved": (False, True),
@@ -83,6 +96,8 @@ def variants(everything: bool = False) -> list[Variant]:
     for op, backward in ((op, backward) for op in (NORM, GATED_NORM) for backward in (False, True)):
         found += [Variant(op, "float32", depth, backward) for depth in (123, 1152, 4096)]
         found += [Variant(op, "bfloat16", 1152, backward)]
+    found += [Variant(op, dtype) for op in STEPS for dtype in ("float32", "bfloat16")]
+    found += [Variant("corrected_step, everything", "float32", 123)]
     found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
     found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
@@ -122,6 +137,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _attention_rows_call(variant)
     if variant.op in (NORM, GATED_NORM):
         return _norm_call(variant)
+    if variant.op in STEPS:
+        return _step_call(variant)
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
     n, d = variant.rows, variant.depth
@@ -280,6 +297,42 @@ def _norm_call(variant: Variant) -> tuple[Callable[[], None], int]:
     gradients = [torch.empty_like(x) for x in tensors]
     grads = [torch.ones_like(out) for out in outs]
     return lambda: launch(*grads, *arguments, *gradients, None), _bytes([*tensors, *grads, *gradients])
+
+
+def _step_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """Two samples; each with numbers of its own, or not. To be rescaled, outputs are read twice: by all of a sample."""
+    import torch
+    from mmkern.kernels import diffusion
+
+    from mmkern.ops._define import OPS
+    from mmkern.reference.diffusion import MAX_OUTPUTS, Column
+
+    torch.manual_seed(0)
+    op, given = OPS[STEPS[variant.op][0]], STEPS[variant.op][1].split()
+    dtype, shape = getattr(torch, variant.dtype), (2, variant.rows // 2, variant.depth)
+    rows = 2 if "each" in given else 1
+    special = {
+        "mask": torch.rand(*shape[:2], 1),
+        "keep": torch.rand(*shape[:2], 1),
+        "seed": torch.tensor([1, 2]),
+        "weights": torch.randn(rows, 2 * MAX_OUTPUTS),
+        "rescale": torch.rand(rows, 1),
+        "coefficients": torch.randn(rows, len(Column)),
+        "limits": torch.rand(rows, 2),
+    }
+
+    def made(name: str) -> torch.Tensor:
+        is_narrow = name.startswith("output") and "narrow" in given
+        return special.get(name, torch.randn(shape).to(torch.bfloat16 if is_narrow else dtype))
+
+    wanted = ("x", "output0", "coefficients", *given)
+    arguments = {name: made(name) if name in wanted else None for name in op.names}
+    outs = [torch.empty(shape, dtype=dtype) for _ in op.outputs]
+    used = [x for x in (*arguments.values(), *outs) if x is not None]
+    if "rescale" in given:
+        used += [x for name, x in arguments.items() if name.startswith("output") and x is not None]
+    launch = getattr(diffusion, op.name)
+    return lambda: launch(*arguments.values(), *outs), _bytes(used)
 
 
 def _bytes(tensors: Sequence[Any]) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column
 
 from .case import Case
-from .modulation import LAYOUTS, randn
+from .modulation import LAYOUTS as ROWS
+from .modulation import randn
 
 _NAMES = (
     "x",
@@ -22,6 +23,7 @@ _NAMES = (
     *(f"history{i}" for i in range(MAX_HISTORY)),
     *("noise", "seed", "keep", "known", "known_noise", "weights", "rescale", "coefficients", "limits"),
 )
+LAYOUTS = ROWS | {"3x63": lambda make: make(3, 63)}
 _WIDE = tuple(_NAMES.index(name) for name in ("mask", "keep", "weights", "rescale", "coefficients", "limits"))
 
 
@@ -49,6 +51,11 @@ def _places(x: Tensor) -> tuple[int, ...]:
     return (*[1] * (x.dim() - 1), x.shape[-1])
 
 
+def _planes(x: Tensor) -> tuple[int, ...]:
+    """``[B, 1, H, W]``."""
+    return (x.shape[0], 1, *x.shape[2:])
+
+
 PARTS = {
     "plain": Parts(),
     "nothing": Parts(outputs=0),
@@ -56,6 +63,7 @@ PARTS = {
     "five outputs": Parts(outputs=5, samples=True),
     "frames": Parts(outputs=3, mask=_frames),
     "places": Parts(outputs=3, mask=_places, samples=True),
+    "planes": Parts(outputs=3, mask=_planes, keep=_frames),
     "history": Parts(history=4),
     "noise": Parts(noise="given", samples=True),
     "drawn": Parts(noise="drawn"),
@@ -116,6 +124,8 @@ def _cases() -> Iterator[Case]:
     yield from (case("denoise_step", "2x70x20", parts) for parts in PARTS)
     yield from (case("denoise_step", "sliced", parts) for parts in PARTS if "dra" not in parts and parts != "all")
     yield from (case("denoise_step", layout, "drawn") for layout in OF_DRAWN_NOISE)
+    yield case("denoise_step", "2x3x5x16", "planes")
+    yield from (case("denoise_step", layout, "all") for layout in ("5x123", "3x63"))  # rows begin between counters
     yield from (case("multistep", "2x7x64", parts) for parts in ("plain", "history", "limits"))
     yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside"))
     yield case("corrected_step", "2x70x20", "all")

@@ -28,4 +28,5 @@ ATTENTION_CHECKS = (
     "sources_in_one_launch",
 )
 ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows_same_bits")
-CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *PROPERTIES, *OPS)
+DIFFUSION_CHECKS = ("diffusion", "diffusion_in_small_tiles", "normal_numbers")
+CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *DIFFUSION_CHECKS, *PROPERTIES, *OPS)

@@ -10,13 +10,13 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmkern.kernels import attention, attention_call, hyperbolic, rows
+from mmkern.kernels import attention_call, rows
 from mmkern.kernels import attention_rows as companions
 from mmkern.kernels import modulation as norms
 from torch import Tensor
@@ -36,8 +36,10 @@ from tests.cases.modulation import CASES as MODULATION_CASES
 from tests.cases.multi_source import CASES as SOURCES_CASES
 from tests.contract import gradients_for, op_of
 
+from . import diffusion as steps
 from . import faulty_kernels, patches
 from .buffers import Output, guarded
+from .calls import backward, forward, gradients, hold_to_contract, outputs_of, prepared
 from .names import ATTENTION, CHECKS, PACKED
 
 # Layouts that meet another path of the code in 16 bits too; float32 takes all cases.
@@ -52,70 +54,6 @@ _ATTENTION_16_BIT = {
 # Their kernels are the CPU's and CUDA's.
 _FOR_DECODING = ("few queries", "few queries key mask", "few queries dropout", "few queries wide", "one query bias")
 _MANY_TILES = ("bias HLS", "bias BS", "causal", "window", "resample", "dropout", "all at once", "extreme")
-
-
-_KERNELS = {"hyperbolic": hyperbolic, "attention": attention, "attention_rows": companions, "modulation": norms}
-
-
-def prepared(op: Op, args: Sequence[Any]) -> list[Any]:
-    """Arguments as the dispatcher hands them to a kernel, in guarded buffers."""
-    return [guarded(a) if isinstance(a, Tensor) and a.dim() else a for a in op._prepare(args)]
-
-
-def outputs_of(op: Op, args: Sequence[Any]) -> list[Tensor]:
-    outs = [Output(out) for out in op.empty_outputs(args)]
-    getattr(_KERNELS[op.family], op.name)(*args, *(out.tensor for out in outs))
-    for slot, out in enumerate(outs):
-        out.check(f"{op.name}, output {slot}")
-    return [out.tensor for out in outs]
-
-
-def forward(op: Op, args: Sequence[Any]) -> Tensor:
-    return outputs_of(op, args)[0]
-
-
-def gradients(
-    op: Op, grads: Sequence[Tensor], args: Sequence[Any], outs: Sequence[Tensor], wanted: Sequence[bool] | None = None
-) -> list[Tensor | None]:
-    tensors = [args[i] for i in op.tensors]
-    if wanted is None:
-        wanted = [isinstance(t, Tensor) for t in tensors]
-    found = []
-    for i, tensor, want in zip(op.tensors, tensors, wanted, strict=True):
-        found.append(Output(op._empty_gradient(i, tensor, args[op.lead])) if want else None)
-    saved = outs if op.backward_reads_outputs else ()
-    kernel = getattr(_KERNELS[op.family], f"{op.name}_backward")
-    kernel(*grads, *args, *saved, *(output and output.tensor for output in found))
-    for output, index in zip(found, op.tensors, strict=True):
-        if output is not None:
-            output.check(f"{op.name}, gradient of {op.names[index]}")
-    return [output and output.tensor for output in found]
-
-
-def backward(op: Op, grad: Tensor, args: Sequence[Any], wanted: Sequence[bool] | None = None) -> list[Tensor | None]:
-    return gradients(op, [grad], args, [], wanted)
-
-
-def hold_to_contract(case: Case, dtype: torch.dtype) -> None:
-    try:
-        _hold_to_contract(case, dtype)
-    except Exception as error:
-        raise AssertionError(f"{case}, {dtype}: {error}") from error
-
-
-def _hold_to_contract(case: Case, dtype: torch.dtype) -> None:
-    op = op_of(case.op)
-    args = case.arguments(dtype)
-    if op.family == "hyperbolic" and any(isinstance(a, Tensor) and a.numel() == 0 for a in args):
-        return  # the dispatcher answers these
-    args = prepared(op, args)
-    outs = outputs_of(op, args)
-    testing.verify_forward(op, args, outs)
-    if not hasattr(_KERNELS[op.family], f"{op.name}_backward"):
-        return
-    grads = [guarded(g) for g in gradients_for(case, outs)]
-    saved = [guarded(out) for out in outs]
-    testing.verify_backward(op, grads, args, gradients(op, grads, args, saved))
 
 
 def _cases(op: str) -> list[Case]:
@@ -512,13 +450,13 @@ def main() -> None:
     out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     patches.install()
-    results = {}
+    results, checks = {}, {**vars(steps), **globals()}
     for name in CHECKS[part::parts]:
         try:
             if name in OPS:
                 contract(name)
             else:
-                globals()[name]()
+                checks[name]()
             results[name] = ""
         except Exception as error:
             results[name] = f"{error}\n{traceback.format_exc()}"

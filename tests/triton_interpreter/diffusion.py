@@ -1,0 +1,79 @@
+"""What is checked of the steps of denoising samplers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmkern.kernels import diffusion as steps
+
+from mmkern import testing
+from mmkern.reference.diffusion import Column
+from mmkern.reference.philox import normal
+from tests.cases.diffusion import CASES
+from tests.contract import op_of
+
+from .calls import forward, hold_to_contract, outputs_of, prepared
+
+_OF_16_BITS = ("sliced", "2x70x20-all", "2x70x20-two outputs", "2x7x64")
+
+
+def diffusion() -> None:
+    """Every case in float32, some layouts in 16 bits too; outputs of 16 bits beside a sample of float32."""
+    for case in CASES:
+        hold_to_contract(case, torch.float32)
+        if case.label.startswith(_OF_16_BITS):
+            hold_to_contract(case, torch.bfloat16)
+    hold_to_contract(CASES[0], torch.float16)
+    op = op_of("denoise_step")
+    for label in ("2x70x20-rescale", "sliced-five outputs"):
+        case = next(case for case in CASES if case.label == label)
+        args = [
+            a.bfloat16() if name.startswith("output") and a is not None else a
+            for name, a in zip(op.names, case.arguments(torch.float32), strict=True)
+        ]
+        args = prepared(op, args)
+        found = outputs_of(op, args)
+        testing.verify_forward(op, args, found)
+        assert torch.equal(found[0], forward(op, args)), f"{label}: not the same bits"
+
+
+_IN_SMALL_TILES = (
+    "2x70x20-rescale each",
+    "2x70x20-all",
+    "5x123-all",
+    "3x63-all",
+    "rows inside-two outputs",
+    "sliced-known places",
+)
+
+
+def diffusion_in_small_tiles() -> None:
+    """Many along a row, in the last of which some elements lie outside, and more than are added up at a time."""
+    before = steps._TILE, steps._PARTS
+    steps._TILE, steps._PARTS = 64, 8
+    try:
+        for case in CASES:
+            if case.label in _IN_SMALL_TILES:
+                hold_to_contract(case, torch.float32)
+    finally:
+        steps._TILE, steps._PARTS = before
+
+
+def normal_numbers() -> None:
+    """Within 2 ulp of the largest of the reference, whatever the shape; rows may begin between counters.
+
+    The second seed has a word of 51 soon, of which the last digit matters.
+    """
+    op = op_of("denoise_step")
+    numbers = torch.zeros(1, len(Column))
+    numbers[0, Column.NOISE] = 1
+    for seed in (torch.tensor([2**63 - 5, 2**32 - 40]), torch.tensor([12345, 53078880])):
+        expected = normal(seed, 4800, torch.float64)
+        for shape in ((4800,), (2, 60, 40), (64, 75)):
+            x = torch.zeros(shape)
+            given: dict[str, Any] = {"x": x, "seed": seed, "coefficients": numbers}
+            if shape == (64, 75):
+                given |= {"keep": torch.zeros(64, 1), "known": x, "known_noise": x}
+            found = forward(op, prepared(op, [given.get(name) for name in op.names]))
+            torch.testing.assert_close(found.flatten().double(), expected, rtol=0, atol=2 * 4.8e-7)
