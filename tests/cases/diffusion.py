@@ -23,7 +23,10 @@ _NAMES = (
     *(f"history{i}" for i in range(MAX_HISTORY)),
     *("noise", "seed", "keep", "known", "known_noise", "weights", "rescale", "coefficients", "limits"),
 )
-LAYOUTS = ROWS | {"3x63": lambda make: make(3, 63)}
+LAYOUTS = ROWS | {
+    "3x63": lambda make: make(3, 63),
+    "one row": lambda make: make(2, 1, 48).expand(2, 5, 48),
+}
 _WIDE = tuple(_NAMES.index(name) for name in ("mask", "keep", "weights", "rescale", "coefficients", "limits"))
 
 
@@ -125,6 +128,7 @@ def _cases() -> Iterator[Case]:
     yield from (case("denoise_step", "sliced", parts) for parts in PARTS if "dra" not in parts and parts != "all")
     yield from (case("denoise_step", layout, "drawn") for layout in OF_DRAWN_NOISE)
     yield case("denoise_step", "2x3x5x16", "planes")
+    yield from (case("denoise_step", layout, "rescale") for layout in ("one row", "vector"))
     yield from (case("denoise_step", layout, "all") for layout in ("5x123", "3x63"))  # rows begin between counters
     yield from (case("multistep", "2x7x64", parts) for parts in ("plain", "history", "limits"))
     yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside"))

@@ -19,23 +19,38 @@ _OF_16_BITS = ("sliced", "2x70x20-all", "2x70x20-two outputs", "2x7x64")
 
 
 def diffusion() -> None:
-    """Every case in float32, some layouts in 16 bits too; outputs of 16 bits beside a sample of float32."""
+    """Every case in float32, some layouts in 16 bits too."""
     for case in CASES:
         hold_to_contract(case, torch.float32)
         if case.label.startswith(_OF_16_BITS):
             hold_to_contract(case, torch.bfloat16)
     hold_to_contract(CASES[0], torch.float16)
+
+
+def _given(label: str) -> dict[str, Any]:
+    case = next(case for case in CASES if case.label == label)
+    return dict(zip(op_of(case.op).names, case.arguments(torch.float32), strict=True))
+
+
+def narrow_outputs() -> None:
+    """Of 16 bits, beside a sample of float32; the same bits run after run."""
     op = op_of("denoise_step")
     for label in ("2x70x20-rescale", "sliced-five outputs"):
-        case = next(case for case in CASES if case.label == label)
-        args = [
-            a.bfloat16() if name.startswith("output") and a is not None else a
-            for name, a in zip(op.names, case.arguments(torch.float32), strict=True)
-        ]
-        args = prepared(op, args)
+        given = _given(label)
+        given |= {name: a.bfloat16() for name, a in given.items() if name.startswith("output") and a is not None}
+        args = prepared(op, list(given.values()))
         found = outputs_of(op, args)
         testing.verify_forward(op, args, found)
         assert torch.equal(found[0], forward(op, args)), f"{label}: not the same bits"
+
+
+def nan_stays_in_its_place() -> None:
+    """In both results; limits let it through."""
+    op = op_of("multistep")
+    given = _given("2x7x64-limits")
+    given["output0"][1, 2, 33] = torch.nan
+    for found in outputs_of(op, prepared(op, list(given.values()))):
+        assert found.isnan().nonzero().tolist() == [[1, 2, 33]]
 
 
 _IN_SMALL_TILES = (

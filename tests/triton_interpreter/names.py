@@ -28,5 +28,11 @@ ATTENTION_CHECKS = (
     "sources_in_one_launch",
 )
 ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows_same_bits")
-DIFFUSION_CHECKS = ("diffusion", "diffusion_in_small_tiles", "normal_numbers")
+DIFFUSION_CHECKS = (
+    "diffusion",
+    "diffusion_in_small_tiles",
+    "narrow_outputs",
+    "nan_stays_in_its_place",
+    "normal_numbers",
+)
 CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *DIFFUSION_CHECKS, *PROPERTIES, *OPS)
