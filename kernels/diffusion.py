@@ -27,7 +27,7 @@ def _columns(*columns: Column) -> tuple[tl.constexpr, ...]:
     return tuple(tl.constexpr(column.value) for column in columns)
 
 
-_X0_SAMPLE, _X0_OUTPUT = _columns(Column.X0_SAMPLE, Column.X0_OUTPUT)
+_X0_SAMPLE, _X0_OUTPUT, _X0_SCALE = _columns(Column.X0_SAMPLE, Column.X0_OUTPUT, Column.X0_SCALE)
 _SAMPLE, _OUTPUT, _X0 = _columns(Column.SAMPLE, Column.OUTPUT, Column.X0)
 _HISTORY, _NOISE = _columns(Column.HISTORY0, Column.NOISE)
 _CORRECTED_SAMPLE, _CORRECTED_X0 = _columns(Column.CORRECTED_SAMPLE, Column.CORRECTED_X0)
@@ -218,7 +218,8 @@ def step_kernel(
     x, output = _load(problem.x, tile), _guided(_load_outputs(problem, tile), problem, tile)
     if problem.factors is not None:
         output *= _number(problem.factors, tile, 0)
-    x0 = _clipped(_plus(x * _number(by, tile, _X0_SAMPLE), output, by, tile, _X0_OUTPUT), problem.limits, tile)
+    x0 = _plus(x * _number(by, tile, _X0_SAMPLE), output, by, tile, _X0_OUTPUT) * _number(by, tile, _X0_SCALE)
+    x0 = _clipped(x0, problem.limits, tile)
     out = _plus(x * _number(by, tile, _SAMPLE), output, by, tile, _OUTPUT)
     out = _plus(out, x0, by, tile, _X0)
     if to.corrected is not None:

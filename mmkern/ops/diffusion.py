@@ -197,8 +197,6 @@ def take_step(
     history: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, ...]:
     """The next sample, x₀ and the corrected sample, or the first of these, by the solver of the coefficients."""
-    if not isinstance(coefficients, Coefficients):
-        raise TypeError(f"denoising step: coefficients is {type(coefficients).__name__}, expected Coefficients")
     name = f"{coefficients.solver}_step"
     if unknown := options.keys() - StepOptions.__annotations__.keys():
         raise TypeError(f"{name}: got {', '.join(sorted(unknown))}, expected {', '.join(StepOptions.__annotations__)}")
@@ -279,7 +277,9 @@ def _limits(name: str, clip: float | Threshold, args: list[Any]) -> Tensor:
 def _named(solver: str, results: Literal[1, 2, 3], *given: Any) -> Any:
     """A step by the name of its solver."""
     coefficients = given[2]
-    if isinstance(coefficients, Coefficients) and coefficients.solver != solver:
+    if not isinstance(coefficients, Coefficients):
+        raise TypeError(f"{solver}_step: coefficients is {type(coefficients).__name__}, expected Coefficients")
+    if coefficients.solver != solver:
         raise ValueError(
             f"{solver}_step: coefficients are those of {coefficients.solver}_step, expected of {solver}_step"
         )

@@ -10,7 +10,16 @@ from torch import Tensor
 from mmkern.reference import gated as reference
 from mmkern.reference.activations import Activation
 
-from ._checks import FLOATING, LARGEST, Arguments, accumulation_dtype, check_broadcast, check_number, floating_rows
+from ._checks import (
+    FLOATING,
+    LARGEST,
+    Arguments,
+    accumulation_dtype,
+    check_broadcast,
+    check_number,
+    floating_rows,
+    same_shape,
+)
 from ._define import define, like
 from .modulation import _alike, _of_all_axes
 
@@ -130,7 +139,8 @@ def gated_residual(residual: Tensor, x: Tensor, gate: Tensor) -> Tensor:
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Peebles and Xie 2023 (DiT), §3.2.
     """
-    floating_rows("residual", "x")("gated_residual", {"residual": residual, "x": x})
+    for check in (floating_rows("x", "residual"), same_shape("x", "residual")):
+        check("gated_residual", {"x": x, "residual": residual})
     names = {"scale": "gate", "shift": "residual"}
     return _affine("gated_residual", x, gate, residual, 0.0, Activation.NONE, names)
 
