@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/attention.md", "docs/modulation.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/attention.md", "docs/modulation.md", "docs/diffusion.md"])
 def test_examples_run(document: str) -> None:
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE)
