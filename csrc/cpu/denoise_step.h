@@ -130,12 +130,14 @@ class Step {
     const V x = elements_.load(tensor::kX, at), output = guided(at);
     const V x0 = clipped(fma(V(by[column::kX0Output]), output, x * V(by[column::kX0Sample])) * V(by[column::kX0Scale]));
     V next = fma(V(by[column::kX0]), x0, fma(V(by[column::kOutput]), output, x * V(by[column::kSample])));
-    V corrected = fma(V(by[column::kCorrectedX0]), x0, x * V(by[column::kCorrectedSample]));
+    const bool corrects = elements_.has(tensor::kCorrected);
+    V corrected(T(0));
+    if (corrects) corrected = fma(V(by[column::kCorrectedX0]), x0, x * V(by[column::kCorrectedSample]));
     for (int k = 0; k < history_; ++k) {
       if (!elements_.has(tensor::kHistory + k)) continue;
       const V past = elements_.load(tensor::kHistory + k, at);
       next = fma(V(by[column::kHistory + k]), past, next);
-      corrected = fma(V(by[column::kCorrectedHistory + k]), past, corrected);
+      if (corrects) corrected = fma(V(by[column::kCorrectedHistory + k]), past, corrected);
     }
     if (drawn)
       next = fma(V(by[column::kNoise]), at.load(drawn), next);
@@ -148,7 +150,7 @@ class Step {
     }
     elements_.template store<kStream>(tensor::kNext, at, next);
     if (elements_.has(tensor::kX0)) elements_.template store<kStream>(tensor::kX0, at, x0);
-    if (elements_.has(tensor::kCorrected)) elements_.template store<kStream>(tensor::kCorrected, at, corrected);
+    if (corrects) elements_.template store<kStream>(tensor::kCorrected, at, corrected);
   }
 
   // The outputs of the model, put together.

@@ -27,24 +27,31 @@ class Elements {
     }
   };
 
-  Elements(const Call& call, int lead, int64_t row) : call_(call), rows_(call, lead, row) {}
+  Elements(const Call& call, int lead, int64_t row) : call_(call), rows_(call, lead, row) {
+    for (int slot = 0; slot < kMaxTensors; ++slot)
+      is_one_[slot] = call[slot] && call[slot].strides[call[slot].rank - 1] == 0;
+    find_places();
+  }
 
-  void operator++() { ++rows_; }
+  void operator++() {
+    ++rows_;
+    find_places();
+  }
 
-  bool has(int slot) const { return bool(call_[slot]); }
+  bool has(int slot) const { return bool(places_[slot]); }
   // Of a tensor of T that moves along leading axes alone; null where it is not there.
-  const T* numbers(int slot) const { return has(slot) ? row(slot).template as<const T>() : nullptr; }
+  const T* numbers(int slot) const { return places_[slot].template as<const T>(); }
 
   MMKERN_FN V load(int slot, Place at) const {
     V v;
-    const bool is_one = call_[slot].strides[call_[slot].rank - 1] == 0;
-    row(slot).with([&](const auto* from)
-                       __attribute__((always_inline)) { v = is_one ? V(Vec<T>::load(from, 1)[0]) : at.load(from); });
+    places_[slot].here_with([&](const auto* from) __attribute__((always_inline)) {
+      v = is_one_[slot] ? V(Vec<T>::load(from, 1)[0]) : at.load(from);
+    });
     return v;
   }
   template <bool kStream>
   MMKERN_FN void store(int slot, Place at, V v) const {
-    row(slot).with([&](auto* to) __attribute__((always_inline)) { at.template store<kStream>(to, v); });
+    places_[slot].here_with([&](auto* to) __attribute__((always_inline)) { at.template store<kStream>(to, v); });
   }
 
   // f(place) for elements begin to end.
@@ -56,10 +63,15 @@ class Elements {
   }
 
  private:
-  Stored<T> row(int slot) const { return Stored<T>(call_[slot]) + rows_.offset(slot); }
+  void find_places() {
+    for (int slot = 0; slot < kMaxTensors; ++slot)
+      if (call_[slot]) places_[slot] = Stored<T>(call_[slot]) + rows_.offset(slot);
+  }
 
   const Call& call_;
   CallRows rows_;
+  Stored<T> places_[kMaxTensors];  // where the row begins
+  bool is_one_[kMaxTensors];       // one number along the row
 };
 
 // The rows of a tensor, cut into pieces that are worth a thread's while.

@@ -111,6 +111,10 @@ class StepOptions(TypedDict, total=False):
     offset: int
 
 
+_OPTIONS = dict.fromkeys(StepOptions.__annotations__).keys()
+_NOTHING = (None,) * MAX_OUTPUTS
+
+
 # ---- The ops ---------------------------------------------------------------------------------------------------------
 
 
@@ -198,31 +202,32 @@ def take_step(
 ) -> tuple[Tensor, ...]:
     """The next sample, x₀ and the corrected sample, or the first of these, by the solver of the coefficients."""
     name = f"{coefficients.solver}_step"
-    if unknown := options.keys() - StepOptions.__annotations__.keys():
-        raise TypeError(f"{name}: got {', '.join(sorted(unknown))}, expected {', '.join(StepOptions.__annotations__)}")
     if not isinstance(sample, Tensor):
         raise TypeError(f"{name}: sample is {type(sample).__name__}, expected a Tensor")
-    history = [past for past in history[: coefficients.history] if past is not None]
-    if len(history) < coefficients.history:
-        raise ValueError(f"{name}: got {len(history)} tensors of earlier steps, expected {coefficients.history}")
-    guidance, clip, known = options.get("guidance"), options.get("clip"), options.get("known")
+    if options.keys() - _OPTIONS:
+        raise TypeError(f"{name}: got {', '.join(options.keys() - _OPTIONS)}, expected {', '.join(_OPTIONS)}")
+    guidance, clip = options.get("guidance"), options.get("clip")
     outputs = _outputs(name, model_output, guidance)
-    noise, seed = options.get("noise"), None
-    if not coefficients.adds_noise:
-        noise = None
-    elif noise is None:
-        seed = seed_tensor(name, sample, options.get("generator"), options.get("seed"), options.get("offset", 0))
-    mask, weights, rescale = (None, None, None) if guidance is None else guidance.beside(sample)
+    mask, weights, rescale = guidance.beside(sample) if guidance is not None else (None, None, None)
+    if coefficients.history:
+        history = [past for past in history[: coefficients.history] if past is not None]
+        if len(history) < coefficients.history:
+            raise ValueError(f"{name}: got {len(history)} tensors of earlier steps, expected {coefficients.history}")
+    noise = seed = None
+    if coefficients.adds_noise:
+        noise = options.get("noise")
+        if noise is None:
+            seed = seed_tensor(name, sample, options.get("generator"), options.get("seed"), options.get("offset", 0))
     args = [
         sample,
         *outputs,
-        *[None] * (MAX_OUTPUTS - len(outputs)),
+        *_NOTHING[len(outputs) : MAX_OUTPUTS],
         mask,
-        *history,
-        *[None] * (MAX_HISTORY - len(history)),
+        *history[: coefficients.history],
+        *_NOTHING[coefficients.history : MAX_HISTORY],
         noise,
         seed,
-        *(known or (None, None, None)),
+        *(options.get("known") or _NOTHING[:3]),
         weights,
         rescale,
         coefficients.numbers,

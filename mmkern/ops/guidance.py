@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,7 @@ class Guidance:
             return self.scales.shape[-1] if self.scales.dim() else 1
         return 1 if isinstance(self.scales, NUMBER) else len(self.scales)
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """How many outputs of the model it takes."""
         return {"cfg": 2, "cfg_rescale": 2, "mask_cfg": 3, "multi": 1 + self._count}[self.mode]
