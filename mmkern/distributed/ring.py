@@ -83,16 +83,37 @@ class _Ring(torch.autograd.Function):
         grad_q = torch.zeros_like(q, dtype=lse.dtype)
         carried = [torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v)]
         for step, (held_k, held_v, held_mask) in ring.visits(_shard(k, v, key_mask)):
-            # Weights come from the log-sum-exp of all keys, so a shard's part of the gradient is exact.
-            found = torch.ops.mmkern.cross_attention_backward(
-                *(grad, grad_lse, q, held_k, held_v, _mask(held_mask), *_NO_TENSORS, ctx.scale, ctx.softcap or 0.0),
-                *(*_NO_BAND, 0.0, out, lse, _WANTED),
-            )
+            found = _gradients((q, held_k, held_v), _mask(held_mask), ctx.scale, ctx.softcap, out, lse, grad, grad_lse)
             grad_q += found[0]
             for sums, part in zip(carried, found[1:3], strict=True):
                 sums += part
             carried = ring.pass_on(carried, step)()
         return grad_q.to(q.dtype), carried[0].to(k.dtype), carried[1].to(v.dtype), None, None, None, None
+
+
+def _gradients(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    key_mask: Tensor,
+    scale: float,
+    softcap: float | None,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    grad_lse: Tensor,
+) -> Sequence[Tensor]:
+    """A shard's part of the gradients of q, k and v: ``out = Σ share·part`` with ``share = exp(part_lse - lse)``.
+
+    Its own result is made again. Of all shards at once, results would be as large as all values.
+    """
+    part, part_lse = cross_attention(*qkv, key_mask=key_mask, scale=scale, softcap=softcap, return_lse=True)
+    share = torch.exp(part_lse - lse.masked_fill(lse == -torch.inf, 0.0))
+    part_grad = (share[..., None] * grad).to(grad.dtype)
+    part_grad_lse = (part_grad * (part.to(lse.dtype) - out)).sum(-1) + share * grad_lse
+    found: Sequence[Tensor] = torch.ops.mmkern.cross_attention_backward(
+        *(part_grad, part_grad_lse, *qkv, key_mask, *_NO_TENSORS, scale, softcap or 0.0, *_NO_BAND, 0.0),
+        *(part, part_lse, _WANTED),
+    )
+    return found
 
 
 # Of the registered op: attn_mask, attn_bias, bias, prefix_lengths and seed; left, right and alignment; and, of q, k, v
