@@ -25,7 +25,7 @@ from mmkern.kernels.attention_call import (
 from mmkern.kernels.attention_columns import add_product, inner, load_rows, no_rows, products, scaled, store_rows
 from mmkern.kernels.attention_tiles import (
     Strided,
-    gradient_of_scores,
+    gradient_of_weights,
     head_at,
     keys_seen,
     queries_seeing,
@@ -72,22 +72,14 @@ def _load_grad_lse(grad_lse, first, head, QUERIES: tl.constexpr):
 
 
 @triton.jit
-def _delta_of_results(
-    g, out, grad_lse, first, head, VALUE_WIDTH: tl.constexpr, VALUE_BLOCK: tl.constexpr, QUERIES: tl.constexpr
-):
-    """``dO·O - dlse``."""
-    o = load_rows(out, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK)
-    return inner(g, o) - _load_grad_lse(grad_lse, first, head, QUERIES)
-
-
-@triton.jit
 def _of_scores(
     q, g, k, v, lse, delta, query, key, problem, head,
     BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of scores, their slope, and the weights."""
     weight, _, keep, slope = weights_of_tile(products(q, k), lse, query, key, problem, head, BAND, QUERIES, KEYS, False)
-    return gradient_of_scores(weight, keep, products(g, v), delta[:, None], problem), slope, weight
+    of_weight = gradient_of_weights(products(g, v), keep, problem)
+    return weight * (of_weight - delta[:, None]), slope, weight
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -131,7 +123,8 @@ def queries_kernel(
     ADDS_UP: tl.constexpr = out is None and dq is None
     row_delta = tl.zeros([QUERIES], tl.float32)
     if out is not None:
-        row_delta = _delta_of_results(g, out, grad_lse, first, head, VALUE_WIDTH, VALUE_BLOCK, QUERIES)
+        o = load_rows(out, head.q_batch, head.h, first, head.queries, QUERIES, VALUE_WIDTH, VALUE_BLOCK)
+        row_delta = inner(g, o) - _load_grad_lse(grad_lse, first, head, QUERIES)
     elif dq is not None:
         row_delta = tl.load(delta + at, inside, 0.0)
     dq_tile = no_rows(QUERIES, BLOCK)
@@ -158,17 +151,21 @@ def queries_kernel(
 
 @triton.jit
 def _of_scores_by_keys(
-    q, g, k, v, lse, delta, query, key, problem, head,
+    q, g, k, v, lse, delta, grad_lse, query, key, problem, head,
     BAND: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The left operands of dk and dv: the gradient of ``scale·q·k`` and the weights after dropout, ``[keys, queries]``.
 
-    Made transposed, so that they are operands as they lie in the registers.
+    Made transposed, so that they are operands as they lie in the registers. A delta of None is that of the tile, which
+    has all keys: ``Σ weight·gradient - dlse``.
     """
     weight, dropped, keep, slope = weights_of_tile(
         products(k, q), lse, query, key, problem, head, BAND, QUERIES, KEYS, True
     )
-    of_score = gradient_of_scores(weight, keep, products(v, g), delta[None, :], problem)
+    of_weight = gradient_of_weights(products(v, g), keep, problem)
+    if delta is None:
+        delta = tl.sum(weight * of_weight, 0) - grad_lse
+    of_score = weight * (of_weight - delta[None, :])
     return (of_score * slope).to(q.body.dtype), dropped.to(g.body.dtype)
 
 
@@ -215,7 +212,7 @@ def keys_kernel(
             at, inside = _row_numbers(start, head, QUERIES)
             row_delta = tl.load(delta + at, inside, 0.0)
             of_score, dropped = _of_scores_by_keys(
-                q, g, k, v, row_lse, row_delta, start, first, problem, head, BAND, QUERIES, KEYS
+                q, g, k, v, row_lse, row_delta, None, start, first, problem, head, BAND, QUERIES, KEYS
             )
             if dv is not None:
                 v_total = add_product(dropped, g, v_total)
@@ -237,7 +234,6 @@ def one_pass_kernel(
     problem,
     grad,
     grad_lse,
-    out,
     lse,
     dq,  # None is not wanted
     dk,
@@ -279,9 +275,9 @@ def one_pass_kernel(
             q, g, row_lse = _load_queries(
                 problem, grad, lse, start, head, WIDTH, VALUE_WIDTH, BLOCK, VALUE_BLOCK, QUERIES
             )
-            row_delta = _delta_of_results(g, out, grad_lse, start, head, VALUE_WIDTH, VALUE_BLOCK, QUERIES)
+            row_grad_lse = _load_grad_lse(grad_lse, start, head, QUERIES)
             of_score, dropped = _of_scores_by_keys(
-                q, g, k, v, row_lse, row_delta, start, 0, problem, head, BAND, QUERIES, KEYS
+                q, g, k, v, row_lse, None, row_grad_lse, start, 0, problem, head, BAND, QUERIES, KEYS
             )
             if dv is not None:
                 v_total = add_product(dropped, g, v_total)
@@ -393,12 +389,13 @@ def _backward(
 ) -> tuple[Any, ...]:
     """Returns what the gradient of a bias reads beside the problem: grad, lse, delta."""
     upstream = call.strided(unit_stride(grad))
-    results = call.strided(unit_stride(out)) if grad.element_size() == 2 else None
-    given = (upstream, call.strided(grad_lse[..., None]), results, lse)
+    of_lse = call.strided(grad_lse[..., None])
     one_pass = call.one_pass_blocks()
     if one_pass is not None:
-        _one_pass(call, one_pass, given, dq, dk, dv)
+        _one_pass(call, one_pass, (upstream, of_lse, lse), dq, dk, dv)
         return ()
+    results = call.strided(unit_stride(out)) if grad.element_size() == 2 else None
+    given = (upstream, of_lse, results, lse)
     delta = torch.empty_like(lse)
     blocks = call.blocks(QUERY_BLOCKS)
     programs = call.row_programs(blocks)

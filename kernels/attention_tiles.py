@@ -297,8 +297,8 @@ def weights_of_tile(
 
 
 @triton.jit
-def gradient_of_scores(weight, keep, of_weights, delta, problem):
-    """From ``dO·v``, the gradient of the weights after dropout, and delta, with an axis of size 1."""
+def gradient_of_weights(of_dropped, keep, problem):
+    """Before dropout, from ``dO·v``, that of the weights after it."""
     if keep is not None:
-        of_weights = tl.where(keep, of_weights * problem.keep_scale, 0.0)
-    return weight * (of_weights - delta)
+        of_dropped = tl.where(keep, of_dropped * problem.keep_scale, 0.0)
+    return of_dropped

@@ -195,6 +195,8 @@ def _attention_call(variant: Variant) -> tuple[Callable[[], None], int]:
     bias_gradients = [None, None if masks[3] is None else torch.empty(1, 2, n, n)]
     given = [torch.ones_like(out) for out in outs]
     used += [x for x in (*given, *attention_gradients, *bias_gradients) if x is not None]
+    if variant.keys:  # in one tile: what `out` says of them is found there
+        used = [x for x in used if x is not outs[0]]
 
     def launch() -> None:
         attention.cross_attention_backward(*given, *arguments, *outs, *attention_gradients, *bias_gradients)
