@@ -27,12 +27,13 @@ from tests.cases.case import Case
 
 Heads = tuple[Tensor, Tensor, Tensor]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Every case in float32; the other dtypes differ in loads and stores alone.
+# Every case in float32; the other dtypes differ in loads and stores alone, and in what they keep of `out`.
 RUNS = [
     (case, dtype)
     for case in CASES
     for dtype in DTYPES
-    if dtype == torch.float32 or case.label.startswith(("plain", "heads inside", "sliced", "all at once", "bias LS"))
+    if dtype == torch.float32
+    or case.label.startswith(("plain", "heads inside", "sliced", "all at once", "bias LS", "one key"))
 ]
 
 
@@ -198,12 +199,22 @@ def test_autocast_runs_in_its_dtype() -> None:
     assert torch.equal(out, ops.cross_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
 
 
-@pytest.mark.parametrize("first", [3, 77])
-def test_what_an_earlier_call_left_in_memory_does_not_matter(first: int) -> None:
-    """Keys hidden at the beginning, so that a tile begins before the first one that is seen; and all of them."""
-    torch.set_num_threads(1)
-    q, k, v = (x.requires_grad_() for x in qkv())
-    mask = torch.arange(k.shape[2])[None].expand(k.shape[0], -1) >= first
+_ALONE = {"batch": 1, "heads": 1, "groups": 1, "queries": 200, "keys": 600}  # so that threads share its keys
+
+
+@pytest.mark.parametrize(
+    ("seen", "sizes", "threads"),
+    [((3, 77), {}, 1), ((77, 77), {}, 1), ((70, 530), _ALONE, 3), ((600, 600), _ALONE, 3)],
+    ids=str,
+)
+def test_what_an_earlier_call_left_in_memory_does_not_matter(
+    seen: tuple[int, int], sizes: dict[str, int], threads: int
+) -> None:
+    """Keys hidden at the beginning, so that a tile begins before the first one that is seen; at both ends; and all."""
+    torch.set_num_threads(threads)
+    q, k, v = (x.requires_grad_() for x in qkv(**sizes))
+    keys = torch.arange(k.shape[2])[None].expand(k.shape[0], -1)
+    mask = (keys >= seen[0]) & (keys < seen[1])
     everything = torch.ones_like(mask)
 
     def run(key_mask: Tensor, factor: float) -> list[Tensor]:
@@ -224,15 +235,24 @@ def test_meta_gives_the_shapes() -> None:
 # ---- Promises --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(2, 4, 2, 130, 300), (1, 2, 1, 200, 600), (1, 3, 1, 2, 2500)], ids=str)
-def test_same_bits_for_any_number_of_threads(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ((2, 4, 2, 130, 300), {}),
+        ((1, 2, 1, 200, 600), {}),
+        ((1, 3, 1, 2, 2500), {}),
+        ((1, 2, 1, 600, 600), {"window_size": (3, 0)}),  # the keys of most rows in one block, some at the edge of two
+    ],
+    ids=str,
+)
+def test_same_bits_for_any_number_of_threads(sizes: tuple[int, ...], options: dict[str, Any]) -> None:
     heads = [x.requires_grad_() for x in qkv(*sizes)]
     biases = [torch.randn(shape).requires_grad_() for shape in ((sizes[0], sizes[1], 1, sizes[4]), (sizes[3], 1))]
     grad = torch.randn(*sizes[:2], sizes[3], 16)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        out = ops.cross_attention(*heads, attn_mask=biases[0], bias=biases[1])
+        out = ops.cross_attention(*heads, attn_mask=biases[0], bias=biases[1], **options)
         results.append([out, *torch.autograd.grad(out, [*heads, *biases], grad)])
     for other in results[1:]:
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(results[0], other, strict=True))
@@ -306,12 +326,18 @@ def test_a_row_that_sees_nothing_gives_zero_and_no_gradient() -> None:
     assert all(g.isfinite().all() for g in grads)
 
 
-@pytest.mark.parametrize("width", [3, 200, 400])
-@pytest.mark.parametrize("options", [{}, {"bias": torch.zeros(1)}], ids=["plain", "bias"])
-def test_a_row_that_sees_one_key_has_no_gradient(width: int, options: dict[str, Any]) -> None:
-    """To the last bit, also where v is so wide that its products are added up in parts."""
-    q, k = (x.requires_grad_() for x in qkv(keys=33)[:2])
-    out = ops.cross_attention(q, k, torch.randn(2, 4, 33, width), window_size=(0, 0), **options)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("keys", "width"), [(33, 3), (33, 200), (600, 400)])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": torch.zeros(1)}, {"dropout_p": 0.3, "seed": 1}], ids=["plain", "bias", "dropout"]
+)
+def test_a_row_that_sees_one_key_has_no_gradient(
+    keys: int, width: int, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """To the last bit, whatever the rounding of `out`."""
+    q, k = (x.to(dtype).requires_grad_() for x in qkv(keys=keys)[:2])
+    v = torch.randn(2, 4, keys, width).to(dtype)
+    out = ops.cross_attention(q, k, v, window_size=(0, 0), **options)
     assert all((g == 0).all() for g in torch.autograd.grad(out, (q, k), torch.randn_like(out)))
 
 
@@ -361,6 +387,20 @@ def test_keys_that_a_mask_hides_may_hold_anything(queries: int, options: dict[st
     expected = ops.cross_attention(q, k, v, key_mask=seen, **options)
     k[~seen[:, None].expand(-1, 4, -1)] = math.nan
     assert torch.equal(ops.cross_attention(q, k, v, key_mask=seen, **options), expected)
+
+
+@pytest.mark.parametrize("queries", [2, 40])
+@pytest.mark.parametrize("options", [{}, {"softcap": 30.0}], ids=["plain", "softcap"])
+def test_no_gradient_depends_on_what_lies_in_the_padding(queries: int, options: dict[str, Any]) -> None:
+    q, k, v = qkv(queries=queries)
+    seen = (torch.arange(77) < 61).expand(2, -1)
+
+    def gradients(padding: float) -> tuple[Tensor, ...]:
+        heads = [q, *(x.masked_fill(~seen[:, None, :, None], padding) for x in (k, v))]
+        out = ops.cross_attention(*(x.requires_grad_() for x in heads), key_mask=seen, **options)
+        return torch.autograd.grad(out, heads, torch.ones_like(out))
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(math.nan), gradients(0.0), strict=True))
 
 
 def test_results_lie_as_their_arguments_do() -> None:

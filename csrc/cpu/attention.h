@@ -279,6 +279,10 @@ struct KeyBlocks {
   static int64_t most_of(int64_t n) { return n <= kMost ? kMost : TileShape<T>::block_cols; }
   int64_t count() const { return size ? blocks_of(last - first, size) : 0; }
   KeyRange operator[](int64_t i) const { return {first + i * size, smaller(first + (i + 1) * size, last)}; }
+  // Block i and, with the first and the last one, those of all keys that lie in none.
+  KeyRange with_unseen(int64_t i, int64_t keys) const {
+    return {i == 0 ? 0 : first + i * size, i + 1 >= count() ? keys : first + (i + 1) * size};
+  }
 };
 
 // The rows of `view`, k or v, that a unit meets, packed as columns of the score tiles: those in `range`.

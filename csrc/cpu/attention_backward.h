@@ -1,6 +1,6 @@
 // Attention backward: the weights again from the saved log-sums, then five products on the tiles.
 //
-// With w = exp(s − lse), d = Σ grad·out − grad_lse of a row: v' = wᵀ grad, s' = w (grad vᵀ − d), q' = s' k, k' = s'ᵀ q.
+// With w = exp(s − lse), of a row d = Σ w grad v − grad_lse: v' = wᵀ grad, s' = w (grad vᵀ − d), q' = s' k, k' = s'ᵀ q.
 // A sweep goes over blocks of keys and, within, over blocks of rows, in this order for every number of threads.
 #pragma once
 
@@ -35,29 +35,47 @@ struct BackwardCall {
         grad_lse(static_cast<const T*>(call[1].data)),
         lse(static_cast<const T*>(call[kOuts + 1].data)),
         grad_biases{Broadcast(call[kOuts + 5]), Broadcast(call[kOuts + 6])} {}
+};
 
-  // d of the rows of a block, with a lane for each. Summed as a tile sums grad vᵀ: of a row that sees one key, both are
-  // the same number to the last bit, and what is left of them is 0.
-  void find_differences(const RowBlock<T>& block, const Rows<const T>& grads, const Rows<const T>& outs, T* to) const {
-    constexpr int W = Vec<T>::size;
-    const int64_t n = p.value_width, depth = depth_of<T>(n);
-    for (int64_t r = 0; r < block.count; r += W) {
-      Vec<T> total(T(0));
-      for (int64_t k = 0; k < n; k += depth) {
-        Vec<T> sum(T(0));
-        for (int64_t d = k; d < smaller(k + depth, n); d += W) {
-          Vec<T> x[W], y[W];
-          load_transposed(grads, r, d, x);
-          load_transposed(outs, r, d, y);
-#pragma GCC unroll 16
-          for (int i = 0; i < W; ++i) sum = fma(x[i], y[i], sum);
-        }
-        total = sum + total;
-      }
-      total.store(to + r);
+template <class T>
+T dot(const T* x, const T* y, int64_t n) {
+  const auto add = [=](auto at, Vec<T>* sum) { *sum = fma(at.load(x), at.load(y), *sum); };
+  return reduce_row<T, 1>(n, add).total(0);
+}
+
+// d of each row of a block, beside a tile of some keys.
+//
+// Where few keys carry the weight of a row, grad v of a key and d are nearly one number, and what is left of them has
+// its digits only if d was added up of just these products. So it is for a row that sees no keys but the tile's. For
+// others d is Σ grad·out, the same but for the rounding of each.
+template <class T>
+class Differences {
+ public:
+  // `unmasked` are the keys that the key mask lets through.
+  Differences(const BackwardCall<T>& call, const RowBlock<T>& block, KeyRange unmasked, KeyRange tile,
+              const BlockRows<T>& grads)
+      : call_(call), block_(block) {
+    bool all = true;
+    for (int64_t r = 0; r < block.count; ++r) {
+      const KeyRange seen = block.bands[r].within(unmasked);
+      is_of_tile_[r] = seen.first >= tile.first && seen.last <= tile.last;
+      all = all && is_of_tile_[r];
     }
-    for (int64_t r = 0; r < block.count; ++r) to[r] -= grad_lse[p.index(block.rows[r])];
+    if (all) return;
+    const BlockRows<T> outs(block, call.out, packed_outs);
+    for (int64_t r = 0; r < block.count; ++r) of_outs_[r] = dot(grads.each()[r], outs.each()[r], call.p.value_width);
   }
+
+  // `of_tile` is Σ w grad v over its keys.
+  T of(int64_t r, T of_tile) const {
+    return (is_of_tile_[r] ? of_tile : of_outs_[r]) - call_.grad_lse[call_.p.index(block_.rows[r])];
+  }
+
+ private:
+  const BackwardCall<T>& call_;
+  const RowBlock<T>& block_;
+  bool is_of_tile_[kBlockRows<T>];
+  T of_outs_[kBlockRows<T>];
 };
 
 // k and v of one unit, packed for the products that read them.
@@ -150,23 +168,19 @@ class Sweep {
     T* const weights = tile_of_scores<T>(cache_block);
     T* const slopes = tile_of_scores<T>(grad_tile);
     const BlockRows<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
-    const BlockRows<T> outs(block, call_.out, packed_outs);
-    const Rows<const T> grads = gs.matrix(packed_grads);
-    T differences[kBlockRows<T> + Vec<T>::size];
-    call_.find_differences(block, grads, outs.matrix(packed_outs), differences);
+    const Differences<T> d(call_, block, head_.seen.unmasked, keys, gs);
     score(block, xs.each(), keys, weights);
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
       if (head_.seen.is_same(block, r, rows, keys))
-        differentiate_together(block, r, rows, keys, differences, weights + r * ld, slopes + r * ld);
+        differentiate_together(block, r, rows, keys, d, weights + r * ld, slopes + r * ld);
       else
-        for (int64_t i = r; i < r + rows; ++i)
-          differentiate(block, i, keys, differences[i], weights + i * ld, slopes + i * ld);
+        for (int64_t i = r; i < r + rows; ++i) differentiate(block, i, keys, d, weights + i * ld, slopes + i * ld);
     };
     score_rows(gs.each(), block.count, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes,
                differentiate_rows);
     if (k) {
       const int64_t before = keys.first - origin;
-      add_transposed_product(weights, grads, n, v + before * value_width_, value_width_);
+      add_transposed_product(weights, gs.matrix(packed_grads), n, v + before * value_width_, value_width_);
       add_transposed_product(slopes, xs.matrix(packed_rows), n, k + before * width_, width_);
     }
     if (!wanted_.queries) return;
@@ -209,7 +223,7 @@ class Sweep {
   }
 
   // Of one row: products become weights (those that dropout kept), and gradients of weights those of products.
-  void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, T d, T* s, T* slope) {
+  void differentiate(const RowBlock<T>& block, int64_t r, KeyRange keys, const Differences<T>& d, T* s, T* slope) {
     const Row& row = block.rows[r];
     const int64_t n = keys.last - keys.first, index = p_.index(row);
     T* const cap_slope = row_buffer.reserve<T>(2 * ld);
@@ -228,7 +242,7 @@ class Sweep {
       for_each_kept(p_, row, keys.first, n, [&](int64_t j, T factor) { kept[j] = factor; });
       for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(slope) * at.load(kept)); });
     }
-    const Vec<T> difference(d), scale(p_.scale);
+    const Vec<T> difference(d.of(r, dot(s, slope, n))), scale(p_.scale);
     for_each_vec<T>(n, [&](auto at) { at.store(slope, at.load(s) * (at.load(slope) - difference)); });
     if (p_.drops()) for_each_vec<T>(n, [&](auto at) { at.store(s, at.load(s) * at.load(kept)); });
     for (int i = 0; i < Problem<T>::kBiases; ++i)
@@ -238,25 +252,27 @@ class Sweep {
   }
 
   // The same of n rows from r on that see the same keys, side by side.
-  void differentiate_together(const RowBlock<T>& block, int64_t r, int64_t n, KeyRange keys, const T* d, T* s,
-                              T* slopes) {
+  void differentiate_together(const RowBlock<T>& block, int64_t r, int64_t n, KeyRange keys, const Differences<T>& d,
+                              T* s, T* slopes) {
     constexpr int W = Vec<T>::size, R = kRowsAtOnce;
     const int64_t cols = keys.last - keys.first;
     const Vec<T> scale(p_.scale);
     Vec<T> shifts[R], differences[R];
-    for (int i = 0; i < R; ++i) {
-      const int64_t at = r + smaller(i, n - 1);
-      shifts[i] = Vec<T>(shift_of(p_.index(block.rows[at])));
-      differences[i] = Vec<T>(d[at]);
-    }
+    for (int i = 0; i < R; ++i) shifts[i] = Vec<T>(shift_of(p_.index(block.rows[r + smaller(i, n - 1)])));
     head_.seen.hide(keys, s);
     for (int64_t j = 0; j < cols; j += W)
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) {
-        T *const score = s + i * ld + j, *const slope = slopes + i * ld + j;
-        const Vec<T> weight = exp_flushed(Vec<T>::load(score) * scale - shifts[i]);
-        weight.store(score);
-        (scale * weight * (Vec<T>::load(slope) - differences[i])).store(slope);
+        T* const score = s + i * ld + j;
+        exp_flushed(Vec<T>::load(score) * scale - shifts[i]).store(score);
+      }
+    for (int i = 0; i < R; ++i)
+      differences[i] = Vec<T>(d.of(r + smaller(i, n - 1), dot(s + i * ld, slopes + i * ld, cols)));
+    for (int64_t j = 0; j < cols; j += W)
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        T* const slope = slopes + i * ld + j;
+        (scale * Vec<T>::load(s + i * ld + j) * (Vec<T>::load(slope) - differences[i])).store(slope);
       }
   }
 
@@ -337,9 +353,9 @@ void backward(const Call& tensors) {
     const BackwardHead<T> head(p, unit, {0, p.keys}, sharing.blocks);
     if (sharing.blocks == 1) return Sweep<T>(call, head, unit, wanted).run(0, rows, {0, p.keys});
     const Wanted by_rows{wanted.queries, false, {}}, by_keys{false, wanted.keys, {wanted.biases[0], wanted.biases[1]}};
-    const int64_t key_size = KeyBlocks<T>::most_of(p.keys);
-    parallel_blocks(blocks_of(p.keys, key_size), sharing.blocks, [&](int64_t b) {
-      Sweep<T>(call, head, unit, by_keys).run(0, rows, {b * key_size, smaller((b + 1) * key_size, p.keys)});
+    const KeyBlocks<T> blocks(head.seen.keys);
+    parallel_blocks(blocks.count() ? blocks.count() : 1, sharing.blocks, [&](int64_t b) {
+      Sweep<T>(call, head, unit, by_keys).run(0, rows, blocks.with_unseen(b, p.keys));
     });
     parallel_blocks(wanted.queries ? blocks_of(rows, size) : 0, sharing.blocks, [&](int64_t b) {
       Sweep<T>(call, head, unit, by_rows).run(b * size, smaller((b + 1) * size, rows), {0, p.keys});

@@ -179,12 +179,13 @@ void dot_each_key(const T* q, const S* k, int64_t stride, int64_t n, int64_t wid
 template <class T>
 class Seen {
  public:
-  const KeyRange keys;
+  const KeyRange unmasked, keys;
   const bool holes;  // the key mask has some inside
 
-  // Of those in `range`.
+  // `keys` of those in `range`, `unmasked` of all.
   Seen(const Problem<T>& p, int64_t unit, KeyRange range, ThreadBuffer& buffer)
-      : keys(p.unmasked(unit / p.groups).within(range)),
+      : unmasked(p.unmasked(unit / p.groups)),
+        keys(unmasked.within(range)),
         holes(p.has_holes(unit / p.groups, keys)),
         plain_(p.scale > 0 && p.softcap <= 0 && !p.biases[0] && !p.biases[1] && !p.mask && !p.drops()),
         hidden_(plain_ && !keys.is_empty() ? lanes(p, unit, buffer) : nullptr) {}

@@ -117,6 +117,10 @@ def left_padded(g: torch.Generator, n: Sizes) -> Tensor:
     return right_padded(g, n).flip(1)
 
 
+def one_key(g: torch.Generator, n: Sizes) -> Tensor:
+    return (torch.arange(n.keys) == n.keys // 4).expand(n.batch, -1)
+
+
 def with_infinities(g: torch.Generator, n: Sizes) -> Tensor:
     """A floating mask: 0 and −∞, one row of −∞ alone."""
     bias = torch.zeros(1, 1, n.queries, n.keys, dtype=torch.float64)
@@ -159,6 +163,7 @@ SHAPES = [
     Sizes(3, 4, 4, 1, 77, 24, 40),
     Sizes(1, 2, 2, 4, 520, 16, 8),
     Sizes(1, 1, 1, 11, 9, 256, 256),
+    Sizes(2, 12, 3, 12, 3, 96, 96),
     Sizes(0, 2, 2, 3, 4, 8, 8),
     Sizes(2, 2, 2, 0, 4, 8, 8),
     Sizes(2, 2, 2, 3, 0, 8, 8),
@@ -215,6 +220,12 @@ CASES: list[Case] = [
     case("more queries causal", Sizes(1, 2, 2, 40, 12, 16, 16), right=0),
     case("more queries resample", Sizes(1, 1, 1, 60, 25, 16, 16), left=1, right=1, alignment=RESAMPLE),
     case("one query key mask", Sizes(3, 4, 2, 1, 90, 32, 32), key_mask=key_mask),
+    # Wide values, and one or two keys with all the weight: a gradient that is 0, or what is left of two near numbers.
+    case("one key dropout", Sizes(1, 2, 1, 2, 1, 16, 40), seed=seed, dropout_p=0.3),
+    case("one key of many dropout", Sizes(1, 2, 1, 3, 600, 8, 40), key_mask=one_key, seed=seed, dropout_p=0.3),
+    case("one key each dropout", Sizes(1, 4, 4, 33, 33, 16, 96), left=0, right=0, seed=seed, dropout_p=0.3),
+    case("two keys", Sizes(1, 2, 1, 20, 20, 16, 256), left=1, right=0, scale=1.0),
+    case("two keys of many", Sizes(1, 1, 1, 20, 600, 16, 300), left=1, right=0, scale=1.0),
     case("few queries", Sizes(1, 2, 1, 2, 2300, 16, 8)),
     case("few queries key mask", Sizes(3, 2, 1, 1, 1500, 8, 8), key_mask=left_padded),
     case("few queries dropout", Sizes(1, 2, 1, 1, 530, 8, 8), seed=seed, dropout_p=0.3),
