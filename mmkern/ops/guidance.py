@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -43,7 +42,8 @@ class Guidance:
     scales: float | Sequence[float] | Tensor = 7.5
     mask: Tensor | None = None
     nested: bool = False
-    _on: dict[Any, tuple[Tensor | None, ...]] = field(default_factory=dict, repr=False)
+    outputs: int = field(init=False, repr=False)  # how many of the model it takes
+    _on: dict[Any, tuple[Tensor | None, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         def refuse(message: str) -> None:
@@ -68,17 +68,14 @@ class Guidance:
         if not least <= self._count <= most:
             expected = least if least == most else f"{least} to {most}"
             refuse(f"got {self._count} scales, expected {expected} for mode {self.mode!r}")
+        outputs = {"cfg": 2, "cfg_rescale": 2, "mask_cfg": 3, "multi": 1 + self._count}[self.mode]
+        object.__setattr__(self, "outputs", outputs)
 
     @property
     def _count(self) -> int:
         if isinstance(self.scales, Tensor):
             return self.scales.shape[-1] if self.scales.dim() else 1
         return 1 if isinstance(self.scales, NUMBER) else len(self.scales)
-
-    @cached_property
-    def outputs(self) -> int:
-        """How many outputs of the model it takes."""
-        return {"cfg": 2, "cfg_rescale": 2, "mask_cfg": 3, "multi": 1 + self._count}[self.mode]
 
     def beside(self, x: Tensor) -> tuple[Tensor | None, ...]:
         """The mask with the axes of x; the weights, ``[1 or B, 2·MAX_OUTPUTS]``: of each output one, and one that the
