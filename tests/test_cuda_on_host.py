@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmkern.backends import cuda, cuda_launch
 from tests import contract
-from tests.cases import attention, attention_rows, modulation
+from tests.cases import attention, attention_rows, diffusion, modulation
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 from tests.cuda_on_host import calls
 from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, sanitizer_environment
@@ -262,7 +262,7 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
     for case in attention_rows.CASES:
         if case.label in ("9x123-near", "odd-plain", "1x2x9x128-plain"):
             calls.both(case, torch.float32)
-    for case in modulation.of_every_kernel():
+    for case in (*modulation.of_every_kernel(), *diffusion.of_every_kernel()):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             calls.both(case, dtype)
     assert launcher.launched == set(launcher.kernels)

@@ -23,6 +23,9 @@ SOME = (
     "rotary_backward<true>",
     "adaptive_norm<Bfloat16Vectors, 1>",
     "adaptive_norm_backward<Float32Vectors, 2>",
+    "denoise_step<Float16Vectors>",
+    "measure_outputs<OneByOne>",
+    "find_factors",
 )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from mmkern.backends import cuda_attention, cuda_launch, cuda_modulation
+from mmkern.backends import cuda_attention, cuda_launch, cuda_modulation, cuda_tensors
 from tests.cuda_on_host.harness import Build, HostLauncher, build
 from tools.gpu_report_rows import MULTIPROCESSORS, occupancy
 
@@ -89,7 +89,7 @@ class NormCall:
         name = re.fullmatch(r"adaptive_norm(_backward)?<(\w+), (\d)>", kernel)
         if name is None:
             return None
-        dtype = next((dtype for dtype, access in cuda_modulation.ACCESS.items() if access == name[2]), None)
+        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[2]), None)
         in_vectors = dtype is not None
         return cls(bool(name[1]), dtype or torch.float32, NORM_COLUMNS[int(name[3])] + (not in_vectors), in_vectors)
 

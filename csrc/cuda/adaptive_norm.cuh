@@ -7,32 +7,12 @@
 
 #include "device.cuh"
 
-#include "grid_rows.cuh"
-#include "lanes.cuh"
+#include "access.cuh"
 
 namespace mmkern {
 inline namespace device {
 
-// ---- Which columns a lane has ----
-
-// In 16-byte accesses the type is known when the kernel is compiled: to find out between two loads would keep the
-// second from starting before the first has come.
-template <Dtype kDtype>
-struct InVectors {
-  static constexpr bool vectors = true;
-  static MMKERN_FN Columns columns(const GridSizes& n) {
-    return {0, 0, int(threadIdx.x) % n.lanes, n.lanes, vectors, kDtype};
-  }
-};
-struct Float32Vectors : InVectors<kFloat32> {};
-struct Bfloat16Vectors : InVectors<kBfloat16> {};
-struct Float16Vectors : InVectors<kFloat16> {};
-struct OneByOne {
-  static constexpr bool vectors = false;
-  static MMKERN_FN Columns columns(const GridSizes& n) {
-    return {0, 0, int(threadIdx.x) % n.lanes, n.lanes, vectors, n.dtype};
-  }
-};
+// ---- Chunks of a row ----
 
 // A lane holds kHeld chunks of a row in registers. Where that is 0, rows are longer: each pass over one reads it again,
 // chunk by chunk, from a cache.

@@ -18,11 +18,14 @@ struct Columns {
 
   MMKERN_FN int chunk() const { return lanes * kColumns; }
 
-  // Whether the row has the column of register k.
-  MMKERN_FN bool has(int k) const {
-    if (!vectors) return first + k * lanes + lane < cols;
-    return first + (dtype == kFloat32 ? (k / 4 * lanes + lane) * 4 : lane * 8) < cols;
+  // The column of register k.
+  MMKERN_FN int column(int k) const {
+    if (!vectors) return first + k * lanes + lane;
+    return first + (dtype == kFloat32 ? (k / 4 * lanes + lane) * 4 + k % 4 : lane * 8 + k);
   }
+
+  // Whether the row has it: of an access of 16 bytes, all or none.
+  MMKERN_FN bool has(int k) const { return column(!vectors ? k : dtype == kFloat32 ? k / 4 * 4 : 0) < cols; }
 
   MMKERN_FN void load(float (&v)[kColumns], const void* base, i64 row_offset) const {
 #pragma unroll
@@ -70,7 +73,7 @@ struct Columns {
 
   // Float32 numbers for the same columns, beside rows of any type.
   MMKERN_FN void load_floats(float (&v)[kColumns], const float* base, i64 row_offset) const {
-    if (!are_eight_neighbours()) return as_floats().load(v, base, row_offset);
+    if (!are_eight_neighbours()) return of(kFloat32).load(v, base, row_offset);
     const int col = first + lane * 8;
     const bool inside = col < cols;
 #pragma unroll
@@ -80,7 +83,7 @@ struct Columns {
     }
   }
   MMKERN_FN void store_floats(const float (&v)[kColumns], float* base, i64 row_offset) const {
-    if (!are_eight_neighbours()) return as_floats().store(v, base, row_offset);
+    if (!are_eight_neighbours()) return of(kFloat32).store(v, base, row_offset);
     const int col = first + lane * 8;
     if (col >= cols) return;
     float4* const to = reinterpret_cast<float4*>(base + row_offset + col);
@@ -88,9 +91,19 @@ struct Columns {
     to[1] = float4{v[4], v[5], v[6], v[7]};
   }
 
+  // Elements of type `given` for the same columns; those of 16 bits want eight neighbours, or one by one.
+  MMKERN_FN void load_as(Dtype given, float (&v)[kColumns], const void* base, i64 row_offset) const {
+    if (given == kFloat32) return load_floats(v, static_cast<const float*>(base), row_offset);
+    of(given).load(v, base, row_offset);
+  }
+  MMKERN_FN void store_as(Dtype given, const float (&v)[kColumns], void* base, i64 row_offset) const {
+    if (given == kFloat32) return store_floats(v, static_cast<float*>(base), row_offset);
+    of(given).store(v, base, row_offset);
+  }
+
  private:
   MMKERN_FN bool are_eight_neighbours() const { return vectors && dtype != kFloat32; }
-  MMKERN_FN Columns as_floats() const { return {first, cols, lane, lanes, vectors, kFloat32}; }
+  MMKERN_FN Columns of(Dtype given) const { return {first, cols, lane, lanes, vectors, given}; }
 };
 
 // The sums over a group of lanes, the same bits in each of them. Every thread of the block must call it.

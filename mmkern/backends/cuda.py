@@ -2,7 +2,7 @@
 ``name_backward(grad, *inputs, curvature, *options, *input_grads, curvature_grad)``, the outputs given.
 
 Here a call becomes launches: which kernel, how many threads share a row, where partial sums lie. The kernels are
-``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention, its companions and the modulation family have
+``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention, its companions, modulation and diffusion have
 files of their own, cuda_*.py.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkern.backends import cuda_attention, cuda_attention_rows, cuda_modulation
+from mmkern.backends import cuda_attention, cuda_attention_rows, cuda_diffusion, cuda_modulation
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import COLUMNS, DTYPES, MAX_LANES, address, fits_vectors, lanes_of
 
@@ -419,6 +419,9 @@ KERNELS: dict[str, Callable[..., None]] = {
     "ada_layer_norm_backward": cuda_modulation.ada_layer_norm_backward,
     "residual_ada_layer_norm": cuda_modulation.residual_ada_layer_norm,
     "residual_ada_layer_norm_backward": cuda_modulation.residual_ada_layer_norm_backward,
+    "denoise_step": cuda_diffusion.denoise_step,
+    "multistep": cuda_diffusion.multistep,
+    "corrected_step": cuda_diffusion.corrected_step,
 }
 
 # Of a kernel that does not take every call: why not this one, from its first arguments or all.

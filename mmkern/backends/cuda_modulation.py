@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import (
+    ACCESS,
     COLUMNS,
     DTYPES,
     GRID,
@@ -34,7 +34,6 @@ _MAX_BLOCKS_OF_SUMS = 512
 _MAX_CHUNKS = 2  # of a row, in registers; their sums of columns are in shared memory
 _SUMS = 3  # of each column
 _FORWARD, _BACKWARD = "adaptive_norm", "adaptive_norm_backward"
-ACCESS = {torch.float32: "Float32Vectors", torch.bfloat16: "Bfloat16Vectors", torch.float16: "Float16Vectors"}
 
 # x, residual, gate, scale, shift, frame_scale; weight, bias; run, rows_a_block; eps, centered, of_each_row
 _PROBLEM = f"{SIZES} {GRID * 6} PP qq f ii 0q"

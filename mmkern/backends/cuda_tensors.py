@@ -14,7 +14,9 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/call.h
 
 COLUMNS = 8  # of a row in a thread's registers
 MAX_LANES = 512
-_MAX_COLUMNS = 1 << 30  # counted in int
+MAX_COLUMNS = 1 << 30  # counted in int
+# csrc/cuda/access.cuh, where all rows begin and end at multiples of 16 bytes.
+ACCESS = {torch.float32: "Float32Vectors", torch.bfloat16: "Bfloat16Vectors", torch.float16: "Float16Vectors"}
 # The structs of csrc/cuda/grid_rows.cuh, in C's layout.
 GRID = "P3q"  # data, strides
 SIZES = "q3i3i0q"  # rows; heads, length, cols; lanes, dtype, vectors
@@ -23,8 +25,8 @@ SIZES = "q3i3i0q"  # rows; heads, length, cols; lanes, dtype, vectors
 @functools.cache
 def lanes_of(cols: int) -> int:
     """How many threads share a row."""
-    if cols > _MAX_COLUMNS:
-        raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {_MAX_COLUMNS}")
+    if cols > MAX_COLUMNS:
+        raise ValueError(f"rows of {cols} columns; the CUDA kernels take up to {MAX_COLUMNS}")
     return min(1 << (-(-max(cols, 1) // COLUMNS) - 1).bit_length(), MAX_LANES)
 
 

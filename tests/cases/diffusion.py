@@ -4,7 +4,7 @@ loss and its mask."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ LAYOUTS = ROWS | {
     "one row": lambda make: make(2, 1, 48).expand(2, 5, 48),
 }
 _WIDE = tuple(_NAMES.index(name) for name in ("mask", "keep", "weights", "rescale", "coefficients", "limits"))
+
+
+STEPS = ("denoise_step", "multistep", "corrected_step")
 
 
 @dataclass(frozen=True)
@@ -140,3 +143,10 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = list(dict.fromkeys(_cases()))
+
+
+def of_every_kernel() -> list[Case]:
+    """In blocks of 16 bytes and one by one, and beside outputs that stay in float32 at least."""
+    alike = [case("corrected_step", layout, "all") for layout in ("2x7x64", "5x123")]
+    outputs = tuple(_NAMES.index(f"output{i}") for i in range(MAX_OUTPUTS))
+    return [*alike, replace(alike[0], label=f"{alike[0].label}-wide outputs", wide=(*_WIDE, *outputs))]

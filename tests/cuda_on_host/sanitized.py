@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 
 from mmkern.backends import cuda_launch
-from tests.cases import attention, attention_rows, modulation
+from tests.cases import attention, attention_rows, diffusion, modulation
+from tests.cases.diffusion import STEPS
 from tests.cases.hyperbolic import CASES
 from tests.cuda_on_host.calls import both, widened
 from tests.cuda_on_host.harness import Build, every_family
@@ -41,7 +42,9 @@ def main() -> None:
                     both(case, dtype)
         for case in (*attention_rows.CASES, *modulation.CASES):
             both(case, torch.float32)
-        for case in modulation.of_every_kernel():
+        for case in (case for case in diffusion.CASES if case.op in STEPS):
+            both(case, torch.float32)
+        for case in (*modulation.of_every_kernel(), *diffusion.of_every_kernel()):
             both(case, torch.float32)
             both(case, torch.bfloat16)
             both(case, torch.float16)

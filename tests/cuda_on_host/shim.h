@@ -134,6 +134,10 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, MMKERN_SIT
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline void sincospif(float x, float* sine, float* cosine) {
+  *sine = float(sin(M_PI * x));
+  *cosine = float(cos(M_PI * x));
+}
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   memcpy(&bits, &x, 4);

@@ -1,0 +1,211 @@
+"""Steps of denoising samplers on CUDA without a device. See test_cuda_on_host.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmkern import backends, testing
+from mmkern.backends import cuda, cuda_diffusion
+from mmkern.backends.cuda_diffusion import Axes
+from mmkern.ops._define import OPS, in_tuple
+from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column, StepArguments
+from mmkern.reference.philox import normal
+from tests import contract
+from tests.cases.case import Case
+from tests.cases.diffusion import CASES, PARTS, STEPS, case
+from tests.cases.modulation import randn
+from tests.cuda_on_host import calls
+from tests.cuda_on_host.harness import HostLauncher, Order
+
+pytestmark = pytest.mark.usefixtures("on_host")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STEP_CASES = [case for case in CASES if case.op in STEPS]
+# The other dtypes differ in loads and stores alone: in blocks of 16 bytes, and one by one.
+OF_16_BITS = ("2x7x64", "2x3x5x16", "rows inside", "5x123", "sliced", "columns")
+EVERY_PART = [case("corrected_step", layout, parts) for layout in ("2x7x64", "5x123") for parts in PARTS]
+RUNS = [
+    *((case, torch.float32) for case in (*STEP_CASES, *EVERY_PART)),
+    *((case, dtype) for case in STEP_CASES for dtype in DTYPES[1:] if case.label.startswith(OF_16_BITS)),
+    *((case, dtype) for case in EVERY_PART for dtype in DTYPES[1:] if case.label.endswith(("all", "places"))),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
+def test_the_contract(case: Case, dtype: torch.dtype) -> None:
+    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
+
+
+@pytest.mark.parametrize("layout", ["2x7x64", "5x123"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outputs_of_other_dtypes(layout: str, dtype: torch.dtype) -> None:
+    """One of each, beside a sample of one of them; in blocks of 16 bytes and one by one."""
+    args = case("corrected_step", layout, "all").arguments(dtype)
+    for i in range(MAX_OUTPUTS):
+        args[1 + i] = args[1 + i].to(DTYPES[i % 3])
+    testing.verify_forward(OPS["corrected_step"], args, in_tuple(calls.forward("corrected_step", *args)))
+
+
+ODD = [
+    case("corrected_step", layout, parts)
+    for layout, parts in (("2x70x20", "all"), ("5x123", "all"), ("2x7x64", "rescale each"), ("sliced", "known"))
+]
+
+
+@pytest.mark.parametrize("case", ODD, ids=str)
+def test_the_order_of_threads_changes_nothing(
+    case: Case, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples measured in several parts, too."""
+    monkeypatch.setattr(cuda_diffusion, "_MAX_PARTS", 3)
+    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), torch.float32)
+    expected = calls.both(case, torch.float32)
+    for order, seed in ((Order.reverse, 0), (Order.random, 1)):
+        with launcher.order(order, seed):
+            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("case", ODD, ids=str)
+def test_outputs_lie_as_inputs_do(case: Case) -> None:
+    op = OPS[case.op]
+    args = op._prepare(case.arguments(torch.float32))
+    outs = op.empty_outputs(args)
+    getattr(cuda, case.op)(*args, *outs)
+    for mine, dense in zip(outs, in_tuple(calls.forward(case.op, *args)), strict=True):
+        assert torch.equal(mine, dense)
+
+
+# ---- Numbers of one's own --------------------------------------------------------------------------------------------
+
+
+def arguments(x: Tensor, columns: dict[Column, float], **given: Any) -> list[Any]:
+    """A step by the coefficients that are not 0."""
+    coefficients = torch.zeros(1, len(Column))
+    for column, value in columns.items():
+        coefficients[:, column] = value
+    none = dict.fromkeys(StepArguments._fields) | {"outputs": [None] * MAX_OUTPUTS, "history": [None] * MAX_HISTORY}
+    a = StepArguments(**(none | given | {"x": x, "coefficients": coefficients}))  # type: ignore[arg-type]
+    return [a.x, *a.outputs, a.mask, *a.history, *a[4:]]
+
+
+@pytest.mark.parametrize("offset", [0, 5, 2**32 - 3, 2**40])
+@pytest.mark.parametrize("shape", [(7, 123), (3, 5, 64), (2, 4097)])
+def test_noise_is_that_of_the_position(shape: tuple[int, ...], offset: int) -> None:
+    """Within a few ulp of √(−2 ln u), the only place where functions of the device enter."""
+    seed = torch.tensor([-(2**40) - 7, offset])
+    x = torch.zeros(shape)
+    found = calls.forward("denoise_step", *arguments(x, {Column.NOISE: 1}, seed=seed))
+    expected = normal(seed, x.numel(), torch.float64).view(shape)
+    torch.testing.assert_close(found.double(), expected, rtol=4 * 2.0**-23, atol=2.0**-21)
+    assert torch.equal(calls.forward("denoise_step", *arguments(x, {Column.NOISE: 1}, seed=seed)), found)
+
+
+def test_a_seed_is_read_by_its_stride() -> None:
+    x, pair = torch.zeros(4, 16), torch.tensor([3, 99, 8, 99])
+    one, other = (
+        calls.forward("denoise_step", *arguments(x, {Column.NOISE: 1}, seed=seed))
+        for seed in (pair[::2], pair[::2].clone())
+    )
+    assert torch.equal(one, other)
+
+
+def test_limits_keep_what_is_no_number() -> None:
+    x = torch.tensor([[-3.0, -1.0, 0.5, 3.0, math.nan, math.inf, -math.inf, 2.0]])
+    columns = {Column.X0_SAMPLE: 1, Column.X0_SCALE: 1, Column.X0: 1}
+    for largest in (2.0, math.nan):
+        args = arguments(x, columns, limits=torch.tensor([[largest, 0.5]]))
+        expected = OPS["multistep"].reference(*args)
+        for mine, other in zip(calls.forward("multistep", *args), expected, strict=True):
+            torch.testing.assert_close(mine, other, equal_nan=True)
+
+
+def test_a_nan_stays_with_its_element() -> None:
+    """But for a rescaled sample, of which it spoils all."""
+    args = case("corrected_step", "2x70x20", "all").arguments(torch.float32)
+    clean = calls.forward("corrected_step", *args)
+    args[3][0, 4, 2] = math.nan
+    for mine, other in zip(calls.forward("corrected_step", *args), clean, strict=True):
+        assert mine[0].isnan().all()
+        assert torch.equal(mine[1], other[1])
+    args[OPS["corrected_step"].names.index("rescale")] = None
+    assert calls.forward("corrected_step", *args)[0].isnan().sum() == 1
+
+
+def test_rescaling_needs_no_weights() -> None:
+    """Nor does it do anything without a second output."""
+    g = torch.Generator().manual_seed(0)
+    x, *outputs = (randn(g, 3, 5, 24).float() for _ in range(3))
+    for given in (outputs, [outputs[0], None]):
+        args = arguments(
+            x,
+            {Column.OUTPUT: 1, Column.SAMPLE: 0.5},
+            outputs=[*given, *[None] * 3],
+            rescale=torch.tensor([[0.7]]),
+        )
+        testing.verify_forward(OPS["denoise_step"], args, [calls.forward("denoise_step", *args)])
+
+
+# ---- Layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_layouts_give_the_same_numbers() -> None:
+    """Rows that are not aligned; more axes than four that do not collapse."""
+    args = case("corrected_step", "2x3x5x16", "all").arguments(torch.float32)
+    args = [a.repeat(2, 1, 1, 1)[:, :, None] if isinstance(a, Tensor) and a.dim() == 4 else a for a in args]
+    args = [a.repeat(2, 1) if isinstance(a, Tensor) and a.dim() == 2 else a for a in args]
+    seed = OPS["corrected_step"].names.index("seed")
+    args[seed : seed + 1] = [None]
+    expected = calls.forward("corrected_step", *args)
+
+    def unaligned(x: Tensor) -> Tensor:
+        room = torch.full((*x.shape[:-1], x.shape[-1] + 3), math.nan)
+        room[..., 1:-2] = x
+        return room[..., 1:-2]
+
+    def turned(x: Tensor) -> Tensor:
+        return x.permute(3, 1, 4, 0, 2).contiguous().permute(3, 1, 4, 0, 2)
+
+    def spread(x: Tensor) -> Tensor:
+        """No two axes collapse."""
+        room = torch.full([2 * n for n in x.shape], math.nan)
+        place = tuple(slice(n) for n in x.shape)
+        room[place] = x
+        return room[place]
+
+    for lay in (unaligned, turned, spread):
+        lying = [lay(a) if isinstance(a, Tensor) and a.shape == args[0].shape else a for a in args]
+        for one, other in zip(calls.forward("corrected_step", *lying), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_axes_that_all_walk_over_are_one() -> None:
+    assert Axes.of((2, 3, 4), [(12, 4, 1), (12, 4, 1)]).sizes == (1, 1, 1, 24)
+    assert Axes.of((2, 3, 4), [(12, 4, 1), (0, 0, 1)]) == Axes((1, 1, 6, 4), ((0, 0, 4, 1), (0, 0, 0, 1)))
+    assert Axes.of((2, 1, 4), [(4, 7, 1), (1, 0, 0)]) == Axes((1, 1, 2, 4), ((0, 0, 4, 1), (0, 0, 1, 0)))
+    assert Axes.of((2, 3, 4), [(12, 4, 1), (3, 1, 0)]) == Axes((1, 1, 6, 4), ((0, 0, 4, 1), (0, 0, 1, 0)))
+    assert Axes.of((1 << 20, 1 << 11), [(1 << 11, 1)]).sizes == (1, 1, 1 << 20, 1 << 11)
+    assert len(Axes.of((2, 3, 4, 5, 6), [(2000, 600, 140, 26, 1)]).sizes) == 5
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Rows 2^31 elements apart, in address space that is reserved but hardly touched."""
+    stride, cols = (1 << 31) + 8, 24
+    near = randn(torch.Generator().manual_seed(0), 2, cols).bfloat16()
+    far = torch.empty(stride + cols, dtype=torch.bfloat16).as_strided((2, cols), (stride, 1))
+    far.copy_(near)
+    for sample, output in ((near, far), (far, near)):
+        args = arguments(sample, {Column.SAMPLE: 0.5, Column.OUTPUT: 2}, outputs=[output, *[None] * (MAX_OUTPUTS - 1)])
+        torch.testing.assert_close(calls.forward("denoise_step", *args), (2.5 * near.float()).bfloat16())
+
+
+def test_use_backend_serves_the_family() -> None:
+    on_device = next(backend for backend in backends.BACKENDS if backend.name == "cuda")
+    for name in STEPS:
+        assert on_device.has(OPS[name], name)
+        assert on_device.limits(name) is None
+        assert not on_device.has(OPS[name], f"{name}_backward")
