@@ -49,13 +49,19 @@ def test_no_kernel_spills_and_attention_has_matrix_instructions() -> None:
     for name in (name for name in found if "adaptive_norm" in name and "Vectors" in name):
         numbers = 2 if "backward" in name else 1  # the frame's scale, and its gradient
         assert found[name].wide_accesses == found[name].global_accesses - numbers, name
+    for name in (name for name in found if "denoise_step" in name and "OneByOne" not in name):
+        # Of a sample's shape 13 tensors are read and 3 written, and two masks of float32 are read beside them; mixed
+        # types have code for elements of 2 and of 4 bytes.
+        each = {"Float32Vectors": 2, "EightNeighbours": 1 + 2}.get(name[len("denoise_step<") : -1], 1)
+        masks = 2 * 2
+        assert found[name].wide_accesses == (13 + 3) * each + masks, name
 
 
 @pytest.mark.slow
-def test_norms_read_a_row_once() -> None:
-    """One that is longer than registers hold, in each pass again."""
+def test_everything_is_read_and_written_once() -> None:
+    """Of a norm, a row that is longer than registers hold in each pass again."""
     counts = report.traffic(list(every_family().kernels))
-    assert len(counts) == 22
+    assert len(counts) == 22 + 5
     for name, (moved, least) in counts.items():
         longer = (7 / 3 if "backward" in name else 2) if name.endswith(", 0>") else 1
         assert moved == pytest.approx(longer * least), name

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from mmkern.backends import cuda_attention, cuda_launch, cuda_modulation, cuda_tensors
+from mmkern.backends import cuda_attention, cuda_diffusion, cuda_launch, cuda_modulation, cuda_tensors
+from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column
 from tests.cuda_on_host.harness import Build, HostLauncher, build
 from tools.gpu_report_rows import MULTIPROCESSORS, occupancy
 
@@ -111,6 +112,37 @@ class NormCall:
         rows = [x, out, gradient] if self.backward else [x, out]
         with cuda_launch.replaced(launcher):
             return launcher.bytes_moved(run, rows), sum(tensor.nbytes for tensor in rows)
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """A call that launches one of the kernels of denoise_step.cuh, with all that there is but noise of its own."""
+
+    dtype: torch.dtype
+    output_dtype: torch.dtype
+    cols: int
+
+    @classmethod
+    def of(cls, kernel: str) -> StepCall | None:
+        name = re.fullmatch(r"denoise_step<(\w+)>", kernel)
+        if name is None:
+            return None
+        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[1]), torch.float32)
+        return cls(dtype, torch.bfloat16 if name[1] == "EightNeighbours" else dtype, 64 + (name[1] == "OneByOne"))
+
+    def traffic(self, launcher: HostLauncher) -> tuple[int, int]:
+        """Bytes that are read and written but for a few numbers a sample, and the least possible."""
+        shape = 2, 16, self.cols
+        x, *others = torch.ones(1 + MAX_HISTORY + 6, *shape, dtype=self.dtype)
+        outputs = torch.ones(MAX_OUTPUTS, *shape, dtype=self.output_dtype)
+        masks, weights = torch.ones(2, *shape), torch.ones(2, 2 * MAX_OUTPUTS)
+        history, (noise, known, known_noise), results = others[:MAX_HISTORY], others[MAX_HISTORY:-3], others[-3:]
+        given = [x, *outputs, masks[0], *history, noise, None, masks[1], known, known_noise]
+        numbers = [weights, None, torch.ones(2, len(Column)), torch.ones(2, 2)]
+        elements = [x, *others, *outputs, *masks]
+        with cuda_launch.replaced(launcher):
+            moved = launcher.bytes_moved(lambda: cuda_diffusion.corrected_step(*given, *numbers, *results), elements)
+        return moved, sum(tensor.nbytes for tensor in elements)
 
 
 def find_tool(name: str) -> str:
@@ -234,6 +266,9 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
 
 def traffic(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Bytes moved, and the least possible, of the kernels whose accesses the host harness counts."""
-    norms = {name: norm for name in names if (norm := NormCall.of(name)) is not None}
-    launcher = HostLauncher(build("modulation.cpp", Build.counted))
-    return {name: norm.traffic(launcher) for name, norm in norms.items()}
+    counts: dict[str, tuple[int, int]] = {}
+    for kind, source in ((NormCall, "modulation.cpp"), (StepCall, "diffusion.cpp")):
+        calls = {name: call for name in names if (call := kind.of(name)) is not None}
+        launcher = HostLauncher(build(source, Build.counted))
+        counts |= {name: call.traffic(launcher) for name, call in calls.items()}
+    return counts
