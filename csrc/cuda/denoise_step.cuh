@@ -12,7 +12,7 @@
 namespace mmkern {
 inline namespace device {
 
-constexpr int kMaxOutputs = 5, kMaxHistory = 4;
+constexpr int kModelOutputs = 5, kMaxHistory = 4;
 constexpr int kStepThreads = 128;
 
 // ---- Problem; laid out alike in mmkern/backends/cuda_diffusion.py ----
@@ -50,7 +50,7 @@ struct Coefficients {
 struct Weights {
   struct {
     float everywhere, masked;
-  } of[kMaxOutputs];
+  } of[kModelOutputs];
 };
 struct Limits {
   float largest, scale;
@@ -61,8 +61,8 @@ struct Guidance {
   GridSizes sizes;   // dtype: the sample's
   i64 pieces;        // chunks of a row
   i64 of_sample[3];  // strides of the sample's number
-  GridRows outputs[kMaxOutputs];
-  Dtype dtypes[kMaxOutputs];
+  GridRows outputs[kModelOutputs];
+  Dtype dtypes[kModelOutputs];
   Mask mask;
   OfSamples<Weights> weights;
 };
@@ -114,7 +114,7 @@ struct Unit {
 #pragma unroll
     for (int k = 0; k < kColumns; ++k) g[k] = 0;
 #pragma unroll
-    for (int i = 0; i < kMaxOutputs; ++i) {
+    for (int i = 0; i < kModelOutputs; ++i) {
       if (!p.outputs[i].data) continue;
       float output[kColumns];
       load(output, p.outputs[i], p.dtypes[i]);
