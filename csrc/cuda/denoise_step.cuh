@@ -67,7 +67,7 @@ struct Guidance {
   OfSamples<Weights> weights;
 };
 
-// A unit, as a lane has it.
+// A unit, as a lane has it. Of one that is not there (`!at.active`) nothing may be read: its threads end.
 template <class Access>
 struct Unit {
   const Guidance& p;
@@ -79,7 +79,7 @@ struct Unit {
       : p(problem), at(p.sizes, unit / p.pieces, p.sizes.rows), columns(Access::columns(p.sizes)) {
     sample = at.batch * p.of_sample[0] + at.head * p.of_sample[1] + at.place * p.of_sample[2];
     columns.first = int(unit % p.pieces) * columns.chunk();
-    columns.cols = at.active ? p.sizes.cols : 0;
+    columns.cols = p.sizes.cols;
   }
 
   MMKERN_FN void load(float (&v)[kColumns], const GridRows& x, Dtype dtype) const {
