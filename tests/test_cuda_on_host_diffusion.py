@@ -105,6 +105,13 @@ def test_noise_is_that_of_the_position(shape: tuple[int, ...], offset: int) -> N
     assert torch.equal(calls.forward("denoise_step", *arguments(x, {Column.NOISE: 1}, seed=seed)), found)
 
 
+def test_the_rarest_noise() -> None:
+    """Of a word of 144, where the last bit of u counts."""
+    seed, x = torch.tensor([7, 6107189]), torch.zeros(1, 4)
+    found = calls.forward("denoise_step", *arguments(x, {Column.NOISE: 1}, seed=seed))
+    torch.testing.assert_close(found.double()[0], normal(seed, 4, torch.float64), rtol=4 * 2.0**-23, atol=2.0**-21)
+
+
 def test_a_seed_is_read_by_its_stride() -> None:
     x, pair = torch.zeros(4, 16), torch.tensor([3, 99, 8, 99])
     one, other = (

@@ -142,7 +142,7 @@ struct DenoiseStepArgs {
 // Within [-largest, largest]; NaN of either is kept.
 MMKERN_FN float clipped(float x, float largest) {
   x = x >= -largest || x != x ? x : -largest;
-  return x <= largest || x != x ? x : largest;
+  return x > largest ? largest : x;
 }
 
 MMKERN_FN void estimate_x0(float (&x0)[kColumns], const float (&x)[kColumns], const float (&g)[kColumns],
