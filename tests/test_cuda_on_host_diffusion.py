@@ -121,6 +121,15 @@ def test_a_seed_is_read_by_its_stride() -> None:
     assert torch.equal(one, other)
 
 
+def test_a_seed_comes_before_noise() -> None:
+    x, seed = torch.zeros(4, 16), torch.tensor([3, 8])
+    one, other = (
+        calls.forward("denoise_step", *arguments(x, {Column.NOISE: 1}, seed=seed, noise=noise))
+        for noise in (None, torch.ones_like(x))
+    )
+    assert torch.equal(one, other)
+
+
 def test_limits_keep_what_is_no_number() -> None:
     x = torch.tensor([[-3.0, -1.0, 0.5, 3.0, math.nan, math.inf, -math.inf, 2.0]])
     columns = {Column.X0_SAMPLE: 1, Column.X0_SCALE: 1, Column.X0: 1}
