@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[1]
-SUITES = tuple(f"tests/test_{family}.py" for family in ("hyperbolic", "attention", "attention_rows", "modulation", "diffusion"))
+FAMILIES = ("hyperbolic", "attention", "attention_rows", "modulation", "diffusion")
+SUITES = tuple(f"tests/test_{family}.py" for family in FAMILIES)
 TRITON_ALONE = tuple(f"tests/test_{family}.py" for family in ("attention_varlen", "multi_source"))
 _OF_GPUS = "(test_forward or test_backward) and not float64 and not masked_squared_error"  # which have no GPU kernel
 SANITIZED = "float32 and (9x123 or many or bias)"
