@@ -11,7 +11,17 @@ from mmkern import ops
 from mmkern.bench.case import Case, Family, Shape, load_shapes
 
 SHAPES = load_shapes(Path(__file__).with_name("shapes.yaml"))
-FLOPS = {"ada_layer_norm": (8, 18), "dual_ada_layer_norm": (9, 20), "layer_norm": (8, 16), "rms_norm": (5, 12)}
+FLOPS = {
+    "bias_gelu": (20, 40),
+    "film": (12, 24),
+    "gated_residual": (2, 3),
+    "geglu": (10, 20),
+    "swiglu": (6, 12),
+    "ada_layer_norm": (8, 18),
+    "dual_ada_layer_norm": (9, 20),
+    "layer_norm": (8, 16),
+    "rms_norm": (5, 12),
+}
 
 
 def arguments(task: str, shape: Shape, generator: torch.Generator) -> list[Any]:
@@ -22,6 +32,12 @@ def arguments(task: str, shape: Shape, generator: torch.Generator) -> list[Any]:
     x = randn(batch, rows, width)
     if task in ("layer_norm", "rms_norm"):
         return [x, *(1 + 0.1 * randn(width) for _ in range(2 if task == "layer_norm" else 1))]
+    if task in ("geglu", "swiglu"):
+        return [randn(rows, width)]
+    if task == "bias_gelu":
+        return [x, randn(width)]
+    if task == "gated_residual":
+        return [x, randn(batch, rows, width), randn(batch, width)]
     modulators = [0.1 * randn(batch, width) for _ in range(2)]
     if task == "dual_ada_layer_norm":
         modulators.append(1 + 0.1 * randn(batch, -(-rows // rivals.FRAMES_PER_SCALE)))
@@ -37,9 +53,14 @@ MODULATION = Family(
     ours={
         "ada_layer_norm": lambda x, scale, shift: ops.ada_layer_norm(x, scale=scale, shift=shift),
         "dual_ada_layer_norm": lambda x, *modulators: ops.dual_ada_layer_norm(x, *modulators, rivals.FRAMES_PER_SCALE),
+        "film": lambda x, gamma, beta: ops.film(x, gamma, beta, gamma_offset=1.0, activation="silu"),
         "layer_norm": lambda x, weight, bias: ops.layer_norm(x, weight, bias, eps=rivals.EPS),
     },
-    made_of=dict.fromkeys(("dual_ada_layer_norm", "layer_norm", "rms_norm"), "ada_layer_norm"),
+    made_of={
+        **dict.fromkeys(("dual_ada_layer_norm", "layer_norm", "rms_norm"), "ada_layer_norm"),
+        **dict.fromkeys(("film", "gated_residual", "bias_gelu"), "affine_activation"),
+        **dict.fromkeys(("geglu", "swiglu"), "gated_activation"),
+    },
 )
 
 
@@ -51,6 +72,14 @@ CASES = [
     *(case("ada_layer_norm", "dit_xl", mode=mode) for mode in ("forward", "forward+backward")),
     case("ada_layer_norm", "dit_xl_small"),
     case("dual_ada_layer_norm", "style_dit"),
+    case("geglu", "feed_forward"),
+    *(case(op, "feed_forward", level="full") for op in ("swiglu",)),
+    *(
+        case(op, "dit_xl", mode=mode, level="full")
+        for op in ("film", "gated_residual", "bias_gelu")
+        for mode in ("forward", "forward+backward")
+    ),
+    case("geglu", "feed_forward", mode="forward+backward", level="full"),
     *(case(op, "dit_xl", mode=mode) for op in ("layer_norm", "rms_norm") for mode in ("forward", "forward+backward")),
     *(case("ada_layer_norm", "dit_xl", dtype=dtype, level="full") for dtype in (torch.bfloat16, torch.float16)),
     case("ada_layer_norm", "dit_xl", threads=2, level="full"),

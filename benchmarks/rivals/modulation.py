@@ -29,8 +29,36 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS))
 
 
+def film(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return functional.silu((1 + gamma[:, None]) * x + beta[:, None])
+
+
+def gated_residual(residual: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+    return residual + gate[:, None] * x
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    return functional.gelu(x + bias)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """As diffusers' GEGLU has it, behind its projection."""
+    hidden, gate = x.chunk(2, -1)
+    return hidden * functional.gelu(gate)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    hidden, gate = x.chunk(2, -1)
+    return hidden * functional.silu(gate)
+
+
 FORMULAS: dict[str, Callable[..., Tensor]] = {
     "ada_layer_norm": ada_layer_norm,
+    "bias_gelu": bias_gelu,
+    "film": film,
+    "gated_residual": gated_residual,
+    "geglu": geglu,
+    "swiglu": swiglu,
     "dual_ada_layer_norm": dual_ada_layer_norm,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
