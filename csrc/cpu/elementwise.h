@@ -21,8 +21,12 @@ class Elements {
     MMKERN_FN V load(const S* row) const {
       return n == V::size ? V::load(row + i) : V::load(row + i, n);
     }
+    // The hardware fetches less far ahead of stores than of loads: see At::store.
     template <bool kStream, class S>
     MMKERN_FN void store(S* row, V v) const {
+      constexpr int kLine = 64 / int(sizeof(S)), kAhead = 512 / int(sizeof(S));
+      if (!kStream)
+        for (int line = 0; line < V::size; line += kLine) __builtin_prefetch(row + i + kAhead + line, 1);
       n == V::size ? v.template store<kStream>(row + i) : v.store(row + i, n);
     }
   };
