@@ -161,6 +161,8 @@ def _ratios(axes: Axes, cases: Sequence[Measurement], rivals: Sequence[str], flo
     axes.axvline(1, color=_INK, lw=1)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.8), high * 3)
+    axes.set_xticks([at for at in (1, 2, 3, 5, 10, 20, 50, 100) if at <= axes.get_xlim()[1]])
+    axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     for at, m in zip(ticks, cases, strict=True):
         words = axes.text(1, at, table.machine(m), ha="right", va="center", fontsize=8, color=_MUTED)
