@@ -33,6 +33,7 @@ from mmkern.backends import settings
 
 from ._checks import Arguments, Check, accumulation_dtype
 from ._layouts import dense_last_axis, dense_rows, needs_order
+from ._outputs import Shape, like, summed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cpu", "cuda")
@@ -41,10 +42,6 @@ _AUTOGRAD_KEYS = tuple(
     map(torch._C._dispatch_key_parse, ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"))
 )
 _library = torch.library.Library("mmkern", "DEF")
-
-# The shape of the result, from the arguments in order.
-Shape = Callable[[Sequence[Any]], tuple[int, ...]]
-
 
 Kind = Literal["vector", "grid", "row_scalar", "scalar", "fixed", "option"]
 Result = Tensor | tuple[Tensor, ...]
@@ -68,36 +65,6 @@ class Argument:
     def is_broadcast(self) -> bool:
         """An optional grid, such as a bias: any of its axes may be 1."""
         return self.kind == "grid" and self.is_optional
-
-
-@dataclass(frozen=True)
-class like:  # noqa: N801
-    """The shape and the dtype of an argument."""
-
-    argument: int
-
-    def __call__(self, args: Sequence[Any]) -> tuple[int, ...]:
-        shape: tuple[int, ...] = args[self.argument].shape
-        return shape
-
-
-@dataclass(frozen=True)
-class summed:  # noqa: N801
-    """A shape, in the dtype of the sums."""
-
-    shape: Shape
-
-    def __call__(self, args: Sequence[Any]) -> tuple[int, ...]:
-        return self.shape(args)
-
-
-def rows_of(argument: int) -> Shape:
-    """One number a row: the shape without its last axis."""
-    return lambda args: args[argument].shape[:-1]
-
-
-def pairs_of(x: int, y: int) -> Shape:
-    return lambda args: (args[x].shape[0], args[y].shape[0])
 
 
 @dataclass(eq=False)

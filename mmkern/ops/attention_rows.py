@@ -21,8 +21,9 @@ from ._checks import (
     same_shape,
     trailing,
 )
-from ._define import define, like, rows_of
+from ._define import define
 from ._layouts import dense_last_axis
+from ._outputs import like, rows_of
 
 
 def _parts(outs: Sequence[str], lses: Sequence[str]) -> list[Check]:

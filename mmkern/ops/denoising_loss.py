@@ -11,7 +11,8 @@ from mmkern.reference import diffusion as reference
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS
 
 from ._checks import FLOATING, Arguments, accumulation_dtype, check_broadcast, check_tensor, floating_rows
-from ._define import define, summed
+from ._define import define
+from ._outputs import summed
 from ._random import seed_tensor
 from .diffusion import _denoise_step
 

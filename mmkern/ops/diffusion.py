@@ -24,7 +24,8 @@ from ._checks import (
     check_tensor,
     floating_rows,
 )
-from ._define import Op, define, like
+from ._define import Op, define
+from ._outputs import like
 from ._random import seed_tensor
 from .guidance import Guidance
 

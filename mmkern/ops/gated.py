@@ -20,7 +20,8 @@ from ._checks import (
     floating_rows,
     same_shape,
 )
-from ._define import define, like
+from ._define import define
+from ._outputs import like
 from .modulation import _alike, _of_all_axes
 
 Approximate = Literal["none", "tanh"]

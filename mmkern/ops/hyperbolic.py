@@ -24,7 +24,8 @@ from ._checks import (
     positive,
     trailing,
 )
-from ._define import Op, define, like, pairs_of, rows_of
+from ._define import Op, define
+from ._outputs import like, pairs_of, rows_of
 
 Reduction = Literal["mean", "sum", "none"]
 

@@ -21,7 +21,8 @@ from ._checks import (
     floating_rows,
     same_shape,
 )
-from ._define import define, like
+from ._define import define
+from ._outputs import like
 
 _AFFINE = ("weight", "bias")
 _MODULATORS = ("gate", "scale", "shift", "frame_scale")
