@@ -82,6 +82,15 @@ def test_cfg_in_one_batch() -> None:
     torch.testing.assert_close(got, g[0] + 3 * (g[1] - g[0]))
 
 
+def test_guidance_first_used_in_inference_mode() -> None:
+    guidance, (g, h) = ops.Guidance("cfg", 3.0), outputs(2)
+    with torch.inference_mode():
+        expected = guided(g, h, guidance=guidance)
+    got = guided(g.requires_grad_(), h, guidance=guidance)
+    torch.testing.assert_close(got, expected.clone())
+    torch.testing.assert_close(torch.autograd.grad(got.sum(), g)[0], torch.full_like(g, -2.0))
+
+
 def test_several_conditions() -> None:
     g = outputs(4)
     got = guided(*g, guidance=ops.Guidance("multi", (1.5, -2.0, 0.25)))

@@ -43,7 +43,7 @@ class Sampler:
         self.x0, self.corrected = (*rest, None, None)[:2]
         if self.x0 is not None:
             self._before = [self.x0, *self._before[: MAX_HISTORY - 2]]
-            self._first = () if coefficients.history else (sample, self.x0)
+            self._first = (sample, self.x0) if solver == "heun" and not coefficients.history else ()
         self.taken += 1
         return out
 

@@ -84,7 +84,8 @@ class Guidance:
             return self._beside(x)
         key = x.device, accumulation_dtype(x.dtype), x.dim()
         if key not in self._on:
-            self._on[key] = self._beside(x)
+            with torch.inference_mode(False):  # autograd may save what later calls are given
+                self._on[key] = self._beside(x)
         return self._on[key]
 
     def _beside(self, x: Tensor) -> tuple[Tensor | None, ...]:
