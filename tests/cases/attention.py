@@ -225,7 +225,7 @@ CASES: list[Case] = [
     case("one key of many dropout", Sizes(1, 2, 1, 3, 600, 8, 40), key_mask=one_key, seed=seed, dropout_p=0.3),
     case("one key each dropout", Sizes(1, 4, 4, 33, 33, 16, 96), left=0, right=0, seed=seed, dropout_p=0.3),
     case("two keys", Sizes(1, 2, 1, 20, 20, 16, 256), left=1, right=0, scale=1.0),
-    case("two keys of many", Sizes(1, 1, 1, 20, 600, 16, 256), left=1, right=0, scale=1.0),
+    case("two keys of many", Sizes(1, 2, 1, 60, 600, 16, 256), left=1, right=0, scale=1.0),
     case("few queries", Sizes(1, 2, 1, 2, 2300, 16, 8)),
     case("few queries key mask", Sizes(3, 2, 1, 1, 1500, 8, 8), key_mask=left_padded),
     case("few queries dropout", Sizes(1, 2, 1, 1, 530, 8, 8), seed=seed, dropout_p=0.3),
