@@ -13,12 +13,8 @@ constexpr int64_t kPieceKeys = 1024;
 
 inline thread_local ThreadBuffer few_queries, few_scores;
 
-// Turns of the first and the second half of n: one core reads two streams faster than one (16 GB/s against 13).
-MMKERN_FN int64_t in_two_streams(int64_t i, int64_t n) { return i % 2 ? (n + 1) / 2 + i / 2 : i / 2; }
-
-// Rows this far ahead are asked for: the machine follows a stream, but not k and v in turns. With both, 11 GB/s of the
-// keys and values of 16 x 8 x 512 x 64 are read; without, 9.5.
-constexpr int64_t kRowsAhead = 16;
+// Keys this far ahead are asked for: a vector's worth of them is read in turns, and the machine follows one stream.
+constexpr int64_t kKeysAhead = 16;
 
 template <class S>
 MMKERN_FN void prefetch_rows(const S* row, int64_t stride, int64_t rows, int64_t width) {
@@ -42,10 +38,8 @@ void add_values(const T* weights, const S* v, int64_t stride, int64_t n, int64_t
       Vec<T> acc[kVecs];
 #pragma GCC unroll 16
       for (int i = 0; i < kVecs; ++i) acc[i] = load(sums, i);
-      for (int64_t turn = 0; turn < n; ++turn) {
-        const int64_t j = in_two_streams(turn, n);
+      for (int64_t j = 0; j < n; ++j) {
         const Vec<T> weight(weights[j]);
-        prefetch_rows(v + (j + kRowsAhead) * stride, stride, 1, kVecs * W);
 #pragma GCC unroll 16
         for (int i = 0; i < kVecs; ++i) acc[i] = fma(weight, load(v + j * stride, i), acc[i]);
       }
@@ -80,17 +74,14 @@ void decode_piece(const Problem<T>& p, int64_t unit, int64_t first, int64_t rows
       constexpr int W = Vec<T>::size;
       const int64_t stride = p.k.strides[2];
       const S* const from = data + j0 * stride;
-      for (int64_t i = 0; i < n / W; ++i) {
-        const int64_t j = W * in_two_streams(i, n / W);
-        prefetch_rows(from + (j + kRowsAhead) * stride, stride, W, p.width);
+      int64_t j = 0;
+      for (; j + W <= n; j += W) {
+        prefetch_rows(from + (j + kKeysAhead) * stride, stride, W, p.width);
         for (int64_t r = 0; r < rows; ++r)
           dot_keys(queries + r * p.width, from + j * stride, stride, p.width, scores + r * kKeys + j);
       }
-      for (int64_t r = 0, j = n / W * W; j < n && r < rows; ++r)
+      for (int64_t r = 0; j < n && r < rows; ++r)
         dot_last_keys(queries + r * p.width, from + j * stride, stride, n - j, p.width, scores + r * kKeys + j);
-    });
-    v.with([&](const auto* data) {
-      prefetch_rows(data + j0 * p.v.strides[2], p.v.strides[2], smaller(kRowsAhead, n), p.value_width);
     });
     for (int64_t r = 0; r < rows; ++r) {
       T* const s = scores + r * kKeys;
