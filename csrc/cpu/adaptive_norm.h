@@ -276,13 +276,17 @@ class Backward {
         blocks_(p_.rows, run()),
         sums_(wants_sums() ? 2 * blocks_.count() * p_.cols : 0),
         gate_sums_(wants_gate_sums() ? blocks_.count() * p_.cols : 0),
-        frame_sums_(to_.frame_scale ? p_.rows : 0) {}
+        frame_sums_(to_.frame_scale ? p_.rows : 0),
+        stream_(to_.x && is_dense(to_.x) && is_dense(to_.residual) &&
+                streams(rows<S>(to_.x), to_.residual ? rows<S>(to_.residual) : Rows<S>{})) {}
 
   void run_with(int threads) {
     if (p_.rows == 0) return fill_with_zeros();
     parallel_rows(blocks_.count(), 12 * p_.cols * blocks_.most_rows(), threads, [&](int64_t begin, int64_t end) {
-      Scratch<T> row(p_.cols);
-      for (int64_t block = begin; block < end; ++block) add_block(block, row.data);
+      const Scratch<T> row(p_.cols);
+      const Scratch<S> spare(p_.cols);
+      for (int64_t block = begin; block < end; ++block) add_block(block, row.data, spare.data);
+      store_fence();
     });
     add_up_modulation();
     if (wants_gate_sums()) {
@@ -329,9 +333,10 @@ class Backward {
     const T* gate;
     T *sums, *scale_to, *shift_to, *gate_to, *frame_to;
     S *x_to, *residual_to;
+    const S *next_x, *next_grad;
   };
 
-  void add_block(int64_t block, T* r) const {
+  void add_block(int64_t block, T* buffer, S* spare) const {
     const int64_t first = blocks_.first(block), last = blocks_.last(block);
     T* const sums = wants_sums() ? zeros(sums_.data + 2 * block * p_.cols, 2 * p_.cols) : nullptr;
     T* const gate_sums = wants_gate_sums() ? zeros(gate_sums_.data + block * p_.cols, p_.cols) : nullptr;
@@ -339,87 +344,104 @@ class Backward {
     Inputs<S> inputs(p_, first);
     GridRows<const S> grad(grad_, p_.leading, first), sum_grad(sum_grad_, p_.leading, first);
     GridRows<S> x_to(to_.x, p_.leading, first), residual_to(to_.residual, p_.leading, first);
-    for (int64_t i = first; i < last; ++i, ++m, ++inputs, ++grad, ++sum_grad, ++x_to, ++residual_to) {
+    for (int64_t i = first; i < last; ++i, ++m, ++sum_grad, ++x_to, ++residual_to) {
+      const T* r = buffer;
+      if constexpr (std::is_same_v<S, T>)
+        if (!p_.residual) r = inputs.x();
       const T total = inputs.with([&](auto form) {
         return reduce_row<T, 1>(p_.cols,
                                 [=](auto at, Vec<T>* acc) {
                                   const Vec<T> v = form(at);
                                   acc[0] += v;
-                                  at.store(r, v);
+                                  if (r == buffer) at.keep(buffer, v);
                                 })
             .total(0);
       });
       T* const gate_to = gate_sums ? gate_sums : zeros(of_row(to_.gate, i), p_.cols);
-      const Row row{r,
-                    Moments<T>(p_, static_cast<const T*>(r), total, *grad),
-                    m,
-                    *grad,
-                    *sum_grad,
-                    inputs.x(),
-                    inputs.gate(),
-                    sums,
-                    of_row(to_.scale, i),
-                    of_row(to_.shift, i),
-                    gate_to,
-                    to_.frame_scale ? frame_sums_.data + i : nullptr,
-                    *x_to,
-                    *residual_to};
-      of_each_row_ ? differentiate<true>(row) : differentiate<false>(row);
+      Row row{r,
+              Moments<T>(p_, r, total, *grad),
+              m,
+              *grad,
+              *sum_grad,
+              inputs.x(),
+              inputs.gate(),
+              sums,
+              of_row(to_.scale, i),
+              of_row(to_.shift, i),
+              gate_to,
+              to_.frame_scale ? frame_sums_.data + i : nullptr,
+              *x_to,
+              *residual_to,
+              nullptr,
+              nullptr};
+      ++inputs;
+      ++grad;
+      row.next_x = inputs.x();
+      row.next_grad = *grad;
+      of_each_row_ ? differentiate<true>(row, spare) : differentiate<false>(row, spare);
     }
   }
 
+  // Meanwhile the rows that are read after these are asked for.
   template <bool kOfEachRow>
-  void differentiate(const Row& row) const {
+  void differentiate(const Row& row, S* spare) const {
     const T *by = row.m.by(), *r = row.r;
-    const S* const grad = row.grad;
+    const S *const grad = row.grad, *const next_x = row.next_x, *const next_grad = row.next_grad;
     const Vec<T> mean = row.of.mean, scale = row.of.scale, f(row.m.frame_scale());
     const auto normal = [=](auto at) { return at.only((at.load(r) - mean) * scale); };
     enum { kSlope, kAlong, kSums };
     const auto totals = reduce_row<T, kSums>(p_.cols, [=](auto at, Vec<T>* acc) {
+      at.prefetch(next_x);
       const Vec<T> slope = f * at.load(grad) * at.load(by);
       acc[kSlope] += slope;
       acc[kAlong] = fma(slope, normal(at), acc[kAlong]);
     });
-    if (row.sums || (kOfEachRow && (row.scale_to || row.shift_to))) add_columns<kOfEachRow>(row, f, normal);
+    if (kOfEachRow) add_columns(row, f, normal);
     if (row.frame_to) {
       const T* const plus = row.m.plus();
       *row.frame_to = reduce_row<T, 1>(p_.cols, [=](auto at, Vec<T>* acc) {
                         acc[0] = fma(at.load(grad), fma(normal(at), at.load(by), at.load(plus)), acc[0]);
                       }).total(0);
     }
-    if (!row.x_to && !row.residual_to && !row.gate_to) return;
     const T n = T(p_.cols);
     const Vec<T> centre(p_.centered ? totals.total(kSlope) / n : T(0)), along(totals.total(kAlong) / n);
     const S *sum_grad = row.sum_grad, *x = row.x;
-    S *const x_to = row.x_to, *const residual_to = row.residual_to;
+    S *const x_to = row.x_to ? row.x_to : spare, *const residual_to = row.residual_to;
     const T* const gate = row.gate;
-    T* const gate_to = row.gate_to;
-    for_each_vec<T>(p_.cols, [=](auto at) {
-      Vec<T> slope = scale * (f * at.load(grad) * at.load(by) - centre - normal(at) * along);
+    T *const gate_to = row.gate_to, *const sums = kOfEachRow ? nullptr : row.sums;
+    const int64_t cols = p_.cols;
+    for_each_vec<T>(cols, stream_, [=](auto at) __attribute__((always_inline)) {
+      at.prefetch(next_grad);
+      const Vec<T> u = f * at.load(grad), normed = normal(at);
+      Vec<T> slope = scale * (u * at.load(by) - centre - normed * along);
+      if (sums) {
+        at.keep(sums, at.load(sums) + u);
+        at.keep(sums + cols, fma(u, normed, at.load(sums + cols)));
+      }
       if (sum_grad) slope += at.load(sum_grad);
-      if (gate_to) at.store(gate_to, fma(slope, at.load(x), at.load(gate_to)));
+      if (gate_to) at.keep(gate_to, fma(slope, at.load(x), at.load(gate_to)));
       if (residual_to) at.store(residual_to, slope);
-      if (x_to) at.store(x_to, gate ? at.load(gate) * slope : slope);
+      at.store(x_to, gate ? at.load(gate) * slope : slope);
     });
   }
 
-  template <bool kOfEachRow, class F>
+  // Of scale and shift that each row has of its own.
+  template <class F>
   void add_columns(const Row& row, Vec<T> f, F normal) const {
     const T *weight = row.m.weight(), *bias = row.m.bias(), *scale = row.m.scale();
     T *const sums = row.sums, *const scale_to = row.scale_to, *const shift_to = row.shift_to;
     const S* const grad = row.grad;
     const int64_t cols = p_.cols;
+    if (!sums && !scale_to && !shift_to) return;
     for_each_vec<T>(cols, [=](auto at) {
       Vec<T> u = f * at.load(grad);
       const Vec<T> n = normal(at);
-      if constexpr (kOfEachRow) {
-        if (shift_to) at.store(shift_to, u);
-        if (scale_to) at.store(scale_to, u * fma(n, at.load(weight), at.load(bias)));
-        if (!sums) return;
-        u *= Vec<T>(T(1)) + at.load(scale);
-      }
-      at.store(sums, at.load(sums) + u);
-      at.store(sums + cols, fma(u, n, at.load(sums + cols)));
+      if (shift_to) at.store(shift_to, u);
+      if (scale_to) at.store(scale_to, u * fma(n, at.load(weight), at.load(bias)));
+      if (!sums) return;
+      u *= Vec<T>(T(1)) + at.load(scale);
+      at.keep(sums, at.load(sums) + u);
+      at.keep(sums + cols, fma(u, n, at.load(sums + cols)));
     });
   }
 
@@ -464,6 +486,7 @@ class Backward {
   const int64_t gate_rows_;
   const Blocks blocks_;
   const Scratch<T> sums_, gate_sums_, frame_sums_;
+  const bool stream_;
 };
 
 template <bool kHasResidual>
