@@ -51,8 +51,9 @@ MMKERN_FN void for_each_unit(const MeasureArgs& a, F f) {
   }
 }
 
+// Six blocks a multiprocessor: left to itself, ptxas has room for more of them on sm_100 and spills.
 template <class Access>
-__global__ void __launch_bounds__(kStepThreads) measure_outputs(const MeasureArgs a) {
+__global__ void __launch_bounds__(kStepThreads, 6) measure_outputs(const MeasureArgs a) {
   float n = 0, sums[2] = {}, squares[2] = {};
   for_each_unit<Access>(a, [&](float guided, float output) {
     n += 1;
