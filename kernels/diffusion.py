@@ -7,19 +7,17 @@ the same for all of it. Standard deviations, where the guided output is rescaled
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, prod
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from mmkern.kernels.elements import Grid, Layout, Tile, load, store, tile_of
 from mmkern.kernels.philox import normal
 from mmkern.kernels.scalar_math import div, sqrt
 from torch import Tensor
 
-from mmkern.backends.grid_rows import step_along, with_fewest_axes
 from mmkern.reference.diffusion import Column, StepArguments
 
 
@@ -39,15 +37,6 @@ _ALL_NAN = tl.constexpr(tl.PropagateNan.ALL)
 # ---- Where things lie ------------------------------------------------------------------------------------------------
 
 
-class Grid(NamedTuple):
-    """A tensor on the axes of x."""
-
-    data: Any
-    strides: tuple[int | None, ...]  # of the samples, then of the rows' axes, in units; None where it is broadcast
-    unit: Any
-    has_columns: Any  # or one for a whole row
-
-
 class Numbers(NamedTuple):
     """A row of them for each sample, or one for all."""
 
@@ -55,68 +44,22 @@ class Numbers(NamedTuple):
     row: Any  # how long one is; None where there is one
 
 
-class Tile(NamedTuple):
-    """Part of a sample: ``[BLOCK_ROWS, BLOCK]``."""
-
-    sample: Any
-    part: Any  # which one
-    index: Any  # of the sample, then of the rows along their axes: [BLOCK_ROWS, 1]
-    is_row: Any
-    col: Any  # [1, BLOCK], or [BLOCK_ROWS, BLOCK] where rows begin elsewhere
-    is_col: Any
-    counter: Any  # of the noise at a row's first element
-    begin: Any  # the first column
-
-
 @triton.jit
 def _tile(rows, axes, cols, tiles, tiles_of_row, SHIFTED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """The tile of this program, of ``tiles`` in a sample of ``rows``, which lie along ``axes``: the fastest first,
-    without the slowest. ``SHIFTED``: rows begin up to three elements early, where a counter of noise does.
+    """The tile of this program, of ``tiles`` in a sample of ``rows``, and which of them it is; the counter of the noise
+    at the first element of its rows, and its first column. ``SHIFTED``: rows begin up to three elements early, where a
+    counter does.
     """
     program = tl.program_id(0)
     sample, part = (program // tiles).to(tl.int64), program % tiles
     row = (part // tiles_of_row).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     begin = (part % tiles_of_row).to(tl.int64) * BLOCK
-    index, rest = (), row[:, None]
-    for i in tl.static_range(len(axes)):
-        index = (rest % axes[i],) + index
-        rest = rest // axes[i]
+    tile = tile_of(sample, row, rows, begin, axes, cols, BLOCK)
     first = (sample * rows + row) * cols
-    col = (begin + tl.arange(0, BLOCK))[None, :]
-    is_col = col < cols
     if SHIFTED:
-        col -= (first % 4)[:, None]
-        is_col = (col >= 0) & (col < cols)
-    return Tile(sample, part, (sample, rest) + index, (row < rows)[:, None], col, is_col, first // 4, begin)
-
-
-@triton.jit
-def _at(x, tile):
-    """Where the elements of a tile lie, and which of them there are; one for all along an axis of broadcasting."""
-    offset, inside = tl.zeros([1, 1], tl.int64), tl.full([1, 1], True, tl.int1)
-    for i in tl.static_range(len(x.strides)):
-        if x.strides[i] is not None:
-            offset += tile.index[i] * x.strides[i]
-            if i > 0:
-                inside &= tile.is_row
-    at = x.data + offset * x.unit
-    if x.has_columns:
-        return at + tile.col, inside & tile.is_col
-    else:  # a kernel's return does not end it
-        return at, inside
-
-
-@triton.jit
-def _load(x, tile):
-    at, inside = _at(x, tile)
-    return tl.load(at, inside, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(to, tile, values):
-    if to is not None:
-        at, inside = _at(to, tile)
-        tl.store(at, values.to(to.data.dtype.element_ty), inside)
+        col = tile.col - (first % 4)[:, None]
+        tile = Tile(sample, tile.index, tile.is_row, col, (col >= 0) & (col < cols))
+    return tile, part, first // 4, begin
 
 
 @triton.jit
@@ -163,7 +106,7 @@ def _load_outputs(problem, tile):
     for k in tl.static_range(len(problem.outputs)):
         output = tl.zeros([1, 1], tl.float32)
         if problem.outputs[k] is not None:
-            output = _load(problem.outputs[k], tile)
+            output = load(problem.outputs[k], tile)
         outputs = outputs + (output,)
     return outputs
 
@@ -173,7 +116,7 @@ def _guided(outputs, problem, tile):
     """The outputs of the model, put together."""
     total = tl.zeros([1, 1], tl.float32)
     if problem.mask is not None:
-        mask = _load(problem.mask, tile)
+        mask = load(problem.mask, tile)
     for k in tl.static_range(len(outputs)):
         if problem.outputs[k] is not None:
             weight = 1.0
@@ -213,9 +156,9 @@ def step_kernel(
     BLOCK: tl.constexpr,
 ):
     """One program takes a tile."""
-    tile = _tile(rows, axes, cols * UNIT, tiles, tiles_of_row, SHIFTED, BLOCK_ROWS, BLOCK)
+    tile, _, counter, begin = _tile(rows, axes, cols * UNIT, tiles, tiles_of_row, SHIFTED, BLOCK_ROWS, BLOCK)
     by = problem.coefficients
-    x, output = _load(problem.x, tile), _guided(_load_outputs(problem, tile), problem, tile)
+    x, output = load(problem.x, tile), _guided(_load_outputs(problem, tile), problem, tile)
     if problem.factors is not None:
         output *= _number(problem.factors, tile, 0)
     x0 = _plus(x * _number(by, tile, _X0_SAMPLE), output, by, tile, _X0_OUTPUT) * _number(by, tile, _X0_SCALE)
@@ -226,22 +169,22 @@ def step_kernel(
         corrected = _plus(x * _number(by, tile, _CORRECTED_SAMPLE), x0, by, tile, _CORRECTED_X0)
     for k in tl.static_range(len(problem.history)):
         if problem.history[k] is not None:
-            past = _load(problem.history[k], tile)
+            past = load(problem.history[k], tile)
             out = _plus(out, past, by, tile, _HISTORY + k)
             if to.corrected is not None:
                 corrected = _plus(corrected, past, by, tile, _CORRECTED_HISTORY + k)
     if problem.seed is not None:
-        out = _plus(out, normal(problem.seed, tile.counter, tile.begin, BLOCK), by, tile, _NOISE)
+        out = _plus(out, normal(problem.seed, counter, begin, BLOCK), by, tile, _NOISE)
     elif problem.noise is not None:
-        out = _plus(out, _load(problem.noise, tile), by, tile, _NOISE)
+        out = _plus(out, load(problem.noise, tile), by, tile, _NOISE)
     if problem.keep is not None:
-        known = _load(problem.known, tile) * _number(by, tile, _KNOWN)
-        known = _plus(known, _load(problem.known_noise, tile), by, tile, _KNOWN_NOISE)
-        out = tl.fma(_load(problem.keep, tile), known - out, out)
-    _store(to.next, tile, out)
-    _store(to.x0, tile, x0)
+        known = load(problem.known, tile) * _number(by, tile, _KNOWN)
+        known = _plus(known, load(problem.known_noise, tile), by, tile, _KNOWN_NOISE)
+        out = tl.fma(load(problem.keep, tile), known - out, out)
+    store(to.next, tile, out)
+    store(to.x0, tile, x0)
     if to.corrected is not None:
-        _store(to.corrected, tile, corrected)
+        store(to.corrected, tile, corrected)
 
 
 # ---- Standard deviations of a sample ---------------------------------------------------------------------------------
@@ -255,9 +198,9 @@ def _store_moments(to, parts, x, tile):
     # A tile of rows that begin early may have none.
     mean = div(tl.sum(tl.sum(tl.where(inside, x, 0.0), 1), 0), tl.maximum(count, 1.0))
     distance = tl.where(inside, x - mean, 0.0)
-    tl.store(to + tile.part, count)
-    tl.store(to + parts + tile.part, mean)
-    tl.store(to + 2 * parts + tile.part, tl.sum(tl.sum(distance * distance, 1), 0))
+    tl.store(to, count)
+    tl.store(to + parts, mean)
+    tl.store(to + 2 * parts, tl.sum(tl.sum(distance * distance, 1), 0))
 
 
 @triton.jit(do_not_specialize=["rows", "cols", "tiles", "tiles_of_row"])
@@ -275,9 +218,9 @@ def moments_kernel(
     BLOCK: tl.constexpr,
 ):
     """Of the guided output and of output 1, in one tile."""
-    tile = _tile(rows, axes, cols * UNIT, tiles, tiles_of_row, SHIFTED, BLOCK_ROWS, BLOCK)
+    tile, part, _, _ = _tile(rows, axes, cols * UNIT, tiles, tiles_of_row, SHIFTED, BLOCK_ROWS, BLOCK)
     outputs = _load_outputs(problem, tile)
-    to = moments + tile.sample * 6 * tiles
+    to = moments + tile.sample * 6 * tiles + part
     _store_moments(to, tiles, _guided(outputs, problem, tile), tile)
     _store_moments(to + 3 * tiles, tiles, outputs[1], tile)
 
@@ -316,53 +259,27 @@ def factors_kernel(moments, rescale, factors, parts, EACH: tl.constexpr, BLOCK: 
 _TILE = 1024  # elements
 _PARTS = 1024  # of a sample, whose moments are added up at a time
 _WARPS = 4  # 8 elements a thread: 16 bytes of bfloat16
-_UNIT = 8  # elements of 16 bits whose address is known to be a multiple of 16 bytes
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How the tensors of a call lie, and how their samples are cut."""
+class _Cut:
+    """How the samples of a call are cut into tiles."""
 
-    x: Tensor
-    samples: int
-    axes: list[int]  # of the rows, and the last
     tiles: int  # of a sample
+    grid: tuple[int]
     shape: tuple[Any, ...]  # what the kernels are told of it
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, x: Tensor, others: Sequence[Tensor | None], each: bool, drawn: bool) -> _Layout:
-        """``each``: samples have numbers of their own; else they are one."""
-        sizes, axes = with_fewest_axes([x, *(t for t in others if t is not None)], int(each))
-        *leading, cols = sizes
-        rows, is_shifted = prod(leading), drawn and cols % 4 != 0
-        width = cols + 3 * is_shifted
-        # Elements that are read one by one hold an address each.
-        elements = _TILE if cols % 4 == 0 else _TILE // 2
-        block = min(triton.next_power_of_2(max(width, 4)), elements)
-        block_rows = min(triton.next_power_of_2(rows), elements // block)
-        tiles_of_row, unit = triton.cdiv(width, block), gcd(_UNIT, cols)
-        tiles = triton.cdiv(rows, block_rows) * tiles_of_row
-        shape = rows, tuple(reversed(leading[1:])), cols // unit, tiles, tiles_of_row
-        options = {"UNIT": unit, "SHIFTED": is_shifted, "BLOCK_ROWS": block_rows, "BLOCK": block}
-        options |= {"num_warps": _WARPS, "enable_fp_fusion": False}
-        return cls(x, x.shape[0] if each else 1, axes, tiles, shape, options)
-
-    @property
-    def grid(self) -> tuple[int]:
-        return (self.samples * self.tiles,)
-
-    def place(self, x: Tensor | None) -> Grid | None:
-        if x is None:
-            return None
-        along_rows = [step_along(x, axis, self.x.shape) for axis in self.axes[:-1]]
-        steps = [step_along(x, 0, self.x.shape) if self.samples > 1 else 0, *along_rows]
-        unit, has_columns = gcd(_UNIT, *steps), step_along(x, self.axes[-1], self.x.shape) != 0
-        strides = tuple(step // unit if step else None for step in steps)
-        return Grid(x, strides, tl.constexpr(unit), tl.constexpr(has_columns))
-
-    def places(self, tensors: Sequence[Tensor | None]) -> tuple[Grid | None, ...]:
-        return tuple(self.place(x) for x in tensors)
+    def of(cls, layout: Layout, drawn: bool) -> _Cut:
+        is_shifted = drawn and layout.cols % 4 != 0
+        width = layout.cols + 3 * is_shifted
+        block_rows, block = layout.block(_TILE, width=width)
+        tiles_of_row = triton.cdiv(width, block)
+        tiles = triton.cdiv(layout.rows, block_rows) * tiles_of_row
+        shape = layout.rows, layout.row_axes, layout.cols // layout.unit, tiles, tiles_of_row
+        options = {"UNIT": layout.unit, "SHIFTED": is_shifted, "BLOCK_ROWS": block_rows, "BLOCK": block}
+        return cls(tiles, (layout.samples * tiles,), shape, options | {"num_warps": _WARPS, "enable_fp_fusion": False})
 
 
 def _numbers(numbers: Tensor | None) -> Numbers | None:
@@ -380,7 +297,8 @@ def _run(args: StepArguments, *results: Tensor | None) -> None:
     of_samples = [n for n in (weights, args.coefficients, args.limits) if n is not None]
     each = x.dim() > 1 and x.shape[0] > 1 and (is_rescaled or any(len(n) > 1 for n in of_samples))
     others = [*args.outputs, mask, *args.history, args.noise, args.keep, args.known, args.known_noise, *results]
-    layout = _Layout.of(x, others, each, args.seed is not None)
+    layout = Layout.of(x, others, each)
+    cut = _Cut.of(layout, args.seed is not None)
     place = layout.place
     problem = Problem(
         place(x),
@@ -399,19 +317,18 @@ def _run(args: StepArguments, *results: Tensor | None) -> None:
     )
     with torch.cuda.device_of(x):
         if is_rescaled:
-            problem = problem._replace(factors=_numbers(_factors(problem, layout, args.rescale)))
-        step_kernel[layout.grid](problem, Results(*layout.places(results)), *layout.shape, **layout.options)
+            problem = problem._replace(factors=_numbers(_factors(problem, layout.samples, cut, args.rescale)))
+        step_kernel[cut.grid](problem, Results(*layout.places(results)), *cut.shape, **cut.options)
 
 
-def _factors(problem: Problem, layout: _Layout, rescale: Tensor) -> Tensor:
+def _factors(problem: Problem, samples: int, cut: _Cut, rescale: Tensor) -> Tensor:
     """``[samples, 1]``: what the guided output is multiplied by."""
-    samples, tiles = layout.samples, layout.tiles
-    moments = rescale.new_empty((samples, 2, 3, tiles))
+    moments = rescale.new_empty((samples, 2, 3, cut.tiles))
     factors = rescale.new_empty((samples, 1))
-    moments_kernel[layout.grid](problem, moments, *layout.shape, **layout.options)
-    block = min(triton.next_power_of_2(tiles), _PARTS)
+    moments_kernel[cut.grid](problem, moments, *cut.shape, **cut.options)
+    block = min(triton.next_power_of_2(cut.tiles), _PARTS)
     options = {"EACH": len(rescale) > 1, "BLOCK": block, "num_warps": _WARPS, "enable_fp_fusion": False}
-    factors_kernel[(samples,)](moments, rescale, factors, tiles, **options)
+    factors_kernel[(samples,)](moments, rescale, factors, cut.tiles, **options)
     return factors
 
 
