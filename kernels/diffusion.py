@@ -1,4 +1,4 @@
-"""Launchers of the diffusion family: ``NAME(*inputs, *outputs)``.
+"""Launchers of the diffusion family: ``NAME(*inputs, *outputs)``; those of the loss are in ``denoising_loss.py``.
 
 One kernel takes a step. Each element is read once and written once; a tile lies in one sample, whose numbers are then
 the same for all of it. Standard deviations, where the guided output is rescaled, are found before by two small kernels.
@@ -13,12 +13,21 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from mmkern.kernels.denoising_loss import masked_squared_error, masked_squared_error_backward
 from mmkern.kernels.elements import Grid, Layout, Tile, load, store, tile_of
 from mmkern.kernels.philox import normal
 from mmkern.kernels.scalar_math import div, sqrt
 from torch import Tensor
 
 from mmkern.reference.diffusion import Column, StepArguments
+
+__all__ = [
+    "corrected_step",
+    "denoise_step",
+    "masked_squared_error",
+    "masked_squared_error_backward",
+    "multistep",
+]
 
 
 def _columns(*columns: Column) -> tuple[tl.constexpr, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmkern.kernels import denoising_loss as loss
 from mmkern.kernels import diffusion as steps
 
 from mmkern import testing
@@ -13,7 +14,7 @@ from mmkern.reference.philox import normal
 from tests.cases.diffusion import CASES, STEPS
 from tests.contract import op_of
 
-from .calls import forward, hold_to_contract, outputs_of, prepared
+from .calls import forward, gradients, hold_to_contract, outputs_of, prepared
 
 _OF_16_BITS = ("sliced", "2x70x20-all", "2x70x20-two outputs", "2x7x64")
 
@@ -25,6 +26,47 @@ def diffusion() -> None:
         if case.label.startswith(_OF_16_BITS):
             hold_to_contract(case, torch.bfloat16)
     hold_to_contract(CASES[0], torch.float16)
+
+
+_LOSS = "masked_squared_error"
+
+
+def denoising_loss() -> None:
+    """The same of the loss; programs of a sample that take a tile each, and some, the last of them fewer."""
+    for case in (case for case in CASES if case.op == _LOSS):
+        hold_to_contract(case, torch.float32)
+        if case.label.startswith(("sliced", "2x7x64")):
+            hold_to_contract(case, torch.bfloat16)
+    before = loss._TILE, loss._PROGRAMS
+    loss._TILE, loss._PROGRAMS = 128, 8
+    try:
+        for case in CASES:
+            if case.op == _LOSS and case.label.startswith(("2x70x20-", "sliced", "vector")):
+                hold_to_contract(case, torch.float32)
+    finally:
+        loss._TILE, loss._PROGRAMS = before
+
+
+def loss_of_any_target() -> None:
+    """Of another dtype, with or without its gradient; the same bits run after run.
+
+    NaN and an infinite mask stay in their sample.
+    """
+    op = op_of(_LOSS)
+    case = next(case for case in CASES if (case.op, case.label) == (_LOSS, "sliced-frames"))
+    pred, target, mask = case.arguments(torch.float32)
+    for given in ([pred, target.bfloat16(), mask], [pred.bfloat16(), target, mask]):
+        args = prepared(op, given)
+        outs = outputs_of(op, args)
+        testing.verify_forward(op, args, outs)
+        assert torch.equal(outs[0], forward(op, args))
+        grad = torch.tensor([0.5, -3.0])
+        testing.verify_backward(op, [grad], args, gradients(op, [grad], args, []))
+        for wanted in ([True, False], [False, True]):
+            testing.verify_backward(op, [grad], args, gradients(op, [grad], args, [], wanted))
+    pred[0, 1, 2], mask[1, 0, 0] = torch.nan, torch.inf
+    assert forward(op, prepared(op, [pred, target, mask])).isnan().tolist() == [True, False]
+    assert forward(op, prepared(op, [pred, target, mask]))[1] == torch.inf
 
 
 def _given(label: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ ROWS_CHECKS = ("attention_rows", "attention_rows_of_any_layout", "attention_rows
 DIFFUSION_CHECKS = (
     "diffusion",
     "diffusion_in_small_tiles",
+    "denoising_loss",
+    "loss_of_any_target",
     "narrow_outputs",
     "nan_stays_in_its_place",
     "normal_numbers",
