@@ -1,4 +1,5 @@
-"""Launchers of the modulation family: ``NAME(*inputs, *options, *outputs)`` and its ``NAME_backward``.
+"""Launchers of the modulation family: ``NAME(*inputs, *options, *outputs)`` and its ``NAME_backward``; here those of
+the norms, whose activations are in ``gated.py``.
 
 A row stays in registers, so that it is read once. In the backward a program takes neighbouring rows that share their
 modulators, and leaves one sum of each column; a few small sums of these are the gradients of what rows share.
@@ -15,12 +16,29 @@ import triton
 import triton.language as tl
 from mmkern.kernels.attention_rows import rows_at, store_tile
 from mmkern.kernels.attention_tiles import Strided
+from mmkern.kernels.gated import (
+    affine_activation,
+    affine_activation_backward,
+    gated_activation,
+    gated_activation_backward,
+)
 from mmkern.kernels.rows import scalar, unit_stride
 from mmkern.kernels.scalar_math import div, sqrt
 from torch import Tensor
 
 from mmkern.backends.grid_rows import four_axes, sizes, written
 from mmkern.backends.modulation_sums import PartialSums, Sharing
+
+__all__ = [
+    "ada_layer_norm",
+    "ada_layer_norm_backward",
+    "affine_activation",
+    "affine_activation_backward",
+    "gated_activation",
+    "gated_activation_backward",
+    "residual_ada_layer_norm",
+    "residual_ada_layer_norm_backward",
+]
 
 
 class Problem(NamedTuple):

@@ -32,7 +32,8 @@ _TAN_PI_8 = tl.constexpr(math.sqrt(2) - 1)
 
 # Minimax fits, relative error below 0.1 ulp of float32:
 # (expm1(f) - f - f²/2) / f³ on |f| <= ln(2)/2; (log1p(f) - f + f²/2) / f³ on [√½ - 1, √2 - 1];
-# (atan(a)/a - 1) / a² in a² on |a| <= tan(π/8); sin(πf/2)/f and cos(πf/2) in f² on |f| <= ½.
+# (atan(a)/a - 1) / a² in a² on |a| <= tan(π/8); sin(πf/2)/f and cos(πf/2) in f² on |f| <= ½;
+# erf(a)/a - 1 in a² on |a| <= 1; log(erfc(a)) on [1, 3.92], to an ulp of 1 - erfc(a).
 _EXPM1 = tl.constexpr((0.1666666567, 0.0416664816, 0.0083334194, 0.0013933253, 0.0001982413))
 _LOG1P = tl.constexpr(
     (0.3333333135, -0.2500081956, 0.2000122666, -0.1662335694, 0.1420175731, -0.1316018254, 0.1276157796, -0.0763449744)
@@ -40,6 +41,11 @@ _LOG1P = tl.constexpr(
 _ATAN = tl.constexpr((-0.3333331645, 0.1999847144, -0.1424353272, 0.1059381291, -0.0607821979))
 _SIN_OF_QUARTERS = tl.constexpr((1.5707964, -0.6459635, 0.0796800303, -0.004601658))
 _COS_OF_QUARTERS = tl.constexpr((1.0, -1.2337005, 0.25366917, -0.020859936, 0.000903363))
+_ERF = tl.constexpr((0.12837911, -0.37612626, 0.11283585, -0.026853813, 0.0051883278, -0.00080101937, 0.000078538615))
+_LOG_ERFC = tl.constexpr(
+    (-0.00035372295, -1.12704, -0.63822568, -0.10303735, 0.021805309, -0.0029396052, 0.00018557378)
+)
+_ERF_IS_ONE = tl.constexpr(3.92)  # rounded
 
 CUTOFF = tl.constexpr(smooth._CUTOFF_DEFAULT)
 
@@ -107,6 +113,19 @@ def _split_exponent(r):
 
 
 @triton.jit
+def _times_two_to(x, n):
+    """``x·2ⁿ`` for |n| <= 250, rounded once."""
+    first = n >> 1
+    return x * two_to(first) * two_to(n - first)
+
+
+@triton.jit
+def exp(r):
+    n, fraction = _split_exponent(tl.where(r > 100, 100.0, tl.where(r < -105, -105.0, r)))
+    return _times_two_to(1 + fraction, n)
+
+
+@triton.jit
 def expm1(r):
     """``exp(r) - 1`` for 0 <= r <= 88."""
     n, fraction = _split_exponent(r)
@@ -118,8 +137,24 @@ def expm1(r):
 def half_exp(r):
     """``exp(r)/2`` for r >= 0; finite up to r = 89.4, which ``exp(r)`` is not."""
     n, fraction = _split_exponent(tl.where(r > 100, 100.0, r))
-    first = n >> 1
-    return (1 + fraction) * two_to(first) * two_to(n - first - 1)
+    return _times_two_to(1 + fraction, n - 1)
+
+
+@triton.jit
+def tanh(x):
+    a = tl.abs(x)
+    m = expm1(2 * tl.where(a > 20, 20.0, a))
+    t = div(m, m + 2)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def erf(x):
+    a = tl.abs(x)
+    near = tl.fma(a, polynomial(a * a, _ERF.value), a)
+    far = 1 - exp(polynomial(tl.where(a > _ERF_IS_ONE, _ERF_IS_ONE, a), _LOG_ERFC.value))
+    value = tl.where(a < 1, near, far)
+    return tl.where(x < 0, -value, value)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 FAMILIES = ("hyperbolic", "attention", "attention_rows", "modulation", "diffusion")
 SUITES = tuple(f"tests/test_{family}.py" for family in FAMILIES)
-TRITON_ALONE = tuple(f"tests/test_{family}.py" for family in ("attention_varlen", "multi_source"))
+TRITON_ALONE = tuple(f"tests/test_{family}.py" for family in ("attention_varlen", "multi_source", "gated"))
 _OF_GPUS = "(test_forward or test_backward) and not float64"
 _OF_CUDA = f"{_OF_GPUS} and not masked_squared_error"  # which has no CUDA kernel
 SANITIZED = "float32 and (9x123 or many or bias)"

@@ -37,4 +37,13 @@ DIFFUSION_CHECKS = (
     "nan_stays_in_its_place",
     "normal_numbers",
 )
-CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *DIFFUSION_CHECKS, *PROPERTIES, *OPS)
+GATED_CHECKS = (
+    "gated",
+    "gated_in_small_tiles",
+    "gated_with_rounding_of_a_device",
+    "far_arguments",
+    "nan_stays_in_its_element",
+    "gated_same_bits",
+    "gated_expanded_gradient",
+)
+CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *GATED_CHECKS, *DIFFUSION_CHECKS, *PROPERTIES, *OPS)
