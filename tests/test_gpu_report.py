@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 from tools import gpu_report, gpu_report_triton
+from tools.gpu_report_passes import LOSS, PASSES
 from tools.gpu_report_rows import KernelRow, Multiprocessor, occupancy, write_atomically
 from tools.gpu_report_triton import Variant
 
@@ -135,6 +136,37 @@ def test_a_step_moves_each_element_once(private_cache: Path) -> None:
     steps = [Variant(op, dtype) for op in gpu_report_triton.STEPS for dtype in ("float32", "bfloat16")]
     for variant, (moved, least) in gpu_report_triton.traffic(steps).items():
         assert moved <= 1.05 * least, variant
+
+
+def test_activations_and_the_loss_move_each_element_once(private_cache: Path) -> None:
+    """Beside what rows share, which several programs read, and sums of its gradients, which they write."""
+    passes = [v for v in gpu_report_triton.variants() if v.op in PASSES]
+    assert {v.op for v in passes if v.backward} == set(PASSES)
+    for variant, (moved, least) in gpu_report_triton.traffic(passes).items():
+        assert moved <= 1.1 * least, variant
+
+
+@pytest.mark.parametrize(
+    ("variant", "wide"),
+    [
+        (Variant("film, silu", "float32", 1152, rows=128), 2 * 2),
+        (Variant("film, silu", "bfloat16", 1152, True, rows=128), 3),
+        (Variant("film of images, gelu", "float32", 1152, True, rows=128), 2 * 3),
+        (Variant("gated_residual", "bfloat16", 1152, rows=128), 3),
+        (Variant("swiglu", "bfloat16", 1152, rows=128), 3),
+        (Variant(LOSS, "bfloat16", 1152, rows=128), 2),
+    ],
+    ids=str,
+)
+def test_activations_and_the_loss_read_and_write_16_bytes_at_a_time(
+    variant: Variant, wide: int, private_cache: Path
+) -> None:
+    """All elements, 8 a thread; the others are numbers that are shared, and sums."""
+    (row,) = gpu_report_triton.compile_variant(variant, "sm_80")
+    assert not row.spilled
+    assert row.wide_accesses == wide
+    assert row.accesses is not None
+    assert row.accesses <= wide + 6
 
 
 def test_occupancy() -> None:

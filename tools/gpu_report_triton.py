@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tools import gpu_report_passes
+from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +100,9 @@ def variants(everything: bool = False) -> list[Variant]:
         found += [Variant(op, "bfloat16", 1152, backward)]
     found += [Variant(op, dtype) for op in STEPS for dtype in ("float32", "bfloat16")]
     found += [Variant("corrected_step, everything", "float32", 123)]
+    for backward in (False, True):
+        found += [Variant(op, t, 1152, backward, 128) for op in PASSES for t in ("float32", "bfloat16")]
+        found += [Variant(op, "float32", 123, backward) for op in ("film, silu", "film of images, gelu", "geglu", LOSS)]
     found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
     found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
@@ -139,6 +144,9 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _norm_call(variant)
     if variant.op in STEPS:
         return _step_call(variant)
+    if variant.op in PASSES:
+        launch, used = passes_call(variant)
+        return launch, _bytes(used)
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
     n, d = variant.rows, variant.depth
@@ -471,15 +479,21 @@ def _key(variant: Variant, target: str) -> str:
     from importlib.metadata import version
 
     key = hashlib.sha256(f"{variant!r} {target} {version('triton')}".encode())
-    sources = [*(ROOT / "kernels").glob("*.py"), *(ROOT / "mmkern" / "reference").glob("*.py"), Path(__file__)]
+    sources = [
+        *(ROOT / "kernels").glob("*.py"),
+        *(ROOT / "mmkern" / "reference").glob("*.py"),
+        Path(__file__),
+        Path(gpu_report_passes.__file__),
+    ]
     for path in sorted(sources):
         key.update(path.read_bytes())
     return key.hexdigest()[:32]
 
 
 def _small(variant: Variant) -> Variant:
-    """Of attention one tile of queries, but as many tiles of keys as take the same kernels."""
-    rows = {**dict.fromkeys(PAIRWISE, 128), ATTENTION: 16, PACKED: 16}.get(variant.op, 8)
+    """Of attention one tile of queries, but as many tiles of keys as take the same kernels; of others that walk down
+    rows, several walks."""
+    rows = {**dict.fromkeys((*PAIRWISE, *AFFINE, LOSS), 128), ATTENTION: 16, PACKED: 16}.get(variant.op, 8)
     has_bias = variant.op == ATTENTION and variant.masked and not variant.keys
     several = 0 if variant.op not in (ATTENTION, PACKED) or has_bias else 176
     return replace(variant, rows=min(variant.rows, rows), keys=variant.keys or several)
