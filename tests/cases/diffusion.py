@@ -122,6 +122,15 @@ def loss_case(layout: str, mask: Callable[[Tensor], tuple[int, ...]] | None = No
     return Case("masked_squared_error", f"{layout}{name}", build, wide=(2,))
 
 
+def loss_of_target_out_of_order() -> Case:
+    """Its rows lie in another order than those of pred."""
+
+    def build(g: torch.Generator) -> list[Any]:
+        return [randn(g, 2, 7, 64), randn(g, 7, 2, 64).transpose(0, 1), None]
+
+    return Case("masked_squared_error", "2x7x64-target out of order", build)
+
+
 OF_DRAWN_NOISE = ("5x123", "2x7x64", "2x70x20", "2x3x5x16")  # laid out in the order of their axes
 
 
@@ -137,6 +146,7 @@ def _cases() -> Iterator[Case]:
     yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside"))
     yield case("corrected_step", "2x70x20", "all")
     yield from (loss_case(layout) for layout in LAYOUTS)
+    yield loss_of_target_out_of_order()
     yield from (
         loss_case(layout, mask) for layout in ("2x70x20", "sliced", "rows inside") for mask in (_frames, _places)
     )
