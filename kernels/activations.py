@@ -22,9 +22,8 @@ _LINEAR, _CUBE = tl.constexpr(math.sqrt(2 / math.pi)), tl.constexpr(math.sqrt(2 
 def activated(u, ACTIVATION: tl.constexpr):
     """``act(u)`` and ``act'(u)``."""
     if ACTIVATION == _SILU:
-        divisor = 1 + exp(-u)
-        share = div(1.0, divisor)
-        value, slope = div(u, divisor), share * tl.fma(u, 1 - share, 1.0)
+        share = div(1.0, 1 + exp(-u))
+        value, slope = u * share, share * tl.fma(u, 1 - share, 1.0)
     elif ACTIVATION == _GELU:
         below = tl.fma(0.5, erf(u * _SQRT_HALF), 0.5)
         value, slope = u * below, tl.fma(u * _DENSITY_AT_0, exp(-0.5 * u * u), below)

@@ -44,9 +44,9 @@ def gated() -> None:
 
 
 def gated_in_small_tiles() -> None:
-    """Several along a row and down the rows that share one, in walks of some tiles, the last of them fewer."""
-    for layout, tile in (("2x70x20", 256), ("sliced", 64)):
-        with _constants(_TILE=tile, _ROWS_OF_WALK=1, _PROGRAMS=5):
+    """Several along a row and down the rows that share one, in walks of some tiles or one, the last of them fewer."""
+    for layout, tile, programs in (("2x70x20", 256, 5), ("sliced", 64, 5), ("sliced", 64, 100)):
+        with _constants(_TILE=tile, _ROWS_OF_WALK=1, _PROGRAMS=programs):
             for case in CASES:
                 if case.label.startswith(layout) and case.op == "affine_activation":
                     hold_to_contract(case, torch.float32)
