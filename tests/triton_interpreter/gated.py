@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmkern.kernels import gated as kernels
@@ -98,12 +99,21 @@ def nan_stays_in_its_element() -> None:
         assert sums.isnan().nonzero().tolist() == [[1, 0, 7]]
 
 
+def _whole_scale_out_of_order() -> Case:
+    """Its gradient lies in another order than x, whose axes are then fewer without it."""
+
+    def build(g: torch.Generator) -> list[Any]:
+        x, scale = (torch.randn(40, 3, 20, generator=g, dtype=torch.float64).transpose(0, 1) for _ in range(2))
+        return [x, scale, torch.randn(1, 40, 1, generator=g, dtype=torch.float64), 0.75, int(Activation.SILU)]
+
+    return Case("affine_activation", "whole scale out of order", build)
+
+
 def gated_same_bits() -> None:
     """Run after run, whatever gradients are wanted."""
+    layouts = [case for case in CASES if case.label.startswith(("2x70x20", "rows inside"))]
     with _constants(_PROGRAMS=5, _ROWS_OF_WALK=1):
-        for case in CASES:
-            if case.op != "affine_activation" or not case.label.startswith(("2x70x20", "rows inside")):
-                continue
+        for case in (_whole_scale_out_of_order(), *(case for case in layouts if case.op == "affine_activation")):
             op = op_of(case.op)
             args = prepared(op, case.arguments(torch.float32))
             outs = outputs_of(op, args)
