@@ -1,9 +1,10 @@
 // y = act((offset + scale) x + shift), and its gradient: affine_activation of mmkern/reference/gated.py.
 #pragma once
 
-#include "activations.h"
 #include "elementwise.h"
 #include "row_runs.h"
+
+#include "../activations.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {

@@ -1,8 +1,9 @@
 // y = hidden * act(gate) for rows [hidden, gate], and its gradient: gated_activation of mmkern/reference/gated.py.
 #pragma once
 
-#include "activations.h"
 #include "elementwise.h"
+
+#include "../activations.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {

@@ -1,7 +1,6 @@
-// Activations of vectors and their slopes: Activation of mmkern/reference/activations.py.
+// Activations and their slopes: Activation of mmkern/reference/activations.py. The includer supplies MMKERN_FN,
+// MMKERN_ISA and the functions of V, a vector on a CPU and float on CUDA.
 #pragma once
-
-#include "simd.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
