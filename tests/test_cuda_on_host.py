@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mmkern.backends import cuda, cuda_launch
 from tests import contract
-from tests.cases import attention, attention_rows, diffusion, modulation
+from tests.cases import attention, attention_rows, diffusion, gated, modulation
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
-from tests.cuda_on_host import calls
+from tests.cuda_on_host import calls, frame
 from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, sanitizer_environment
 
 pytestmark = pytest.mark.usefixtures("on_host")
@@ -132,11 +132,8 @@ def test_coinciding_points(op: str, pairs: bool) -> None:
     "op", ["lorentz_log_map0", "lorentz_distance", "lorentz_pairwise_distance", "lorentz_centroid"]
 )
 def test_offsets_beyond_32_bits(op: str) -> None:
-    """Rows 2^31 elements apart, in address space that is reserved but hardly touched."""
-    stride, cols = (1 << 31) + 8, 24
-    near = randn(torch.Generator().manual_seed(0), 2, cols, norm=1.0).bfloat16()
-    far = torch.empty(stride + cols, dtype=torch.bfloat16).as_strided((2, cols), (stride, 1))
-    far.copy_(near)
+    near = randn(torch.Generator().manual_seed(0), 2, 24, norm=1.0).bfloat16()
+    far = frame.rows_far_apart(near)
     others = {
         "lorentz_distance": [near.flip(0)],
         "lorentz_pairwise_distance": [near.flip(0)],
@@ -250,13 +247,7 @@ def _repeated(value: Any, times: int) -> Any:
 
 def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
     ops = {name for name, op in contract.OPS.items() if op.family in cuda_launch.FAMILIES}
-    elsewhere = {
-        "cross_attention_varlen",
-        "multi_source_attention",
-        "masked_squared_error",
-        "affine_activation",
-        "gated_activation",
-    }
+    elsewhere = {"cross_attention_varlen", "multi_source_attention"}
     assert {name.removesuffix("_backward") for name in cuda.KERNELS} == ops - elsewhere
     launcher.launched.clear()
     for op in OPS:
@@ -268,7 +259,7 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
     for case in attention_rows.CASES:
         if case.label in ("9x123-near", "odd-plain", "1x2x9x128-plain"):
             calls.both(case, torch.float32)
-    for case in (*modulation.of_every_kernel(), *diffusion.of_every_kernel()):
+    for case in (*modulation.of_every_kernel(), *gated.of_every_kernel(), *diffusion.of_every_kernel()):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             calls.both(case, dtype)
     assert launcher.launched == set(launcher.kernels)

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from mmkern import backends
-from mmkern.backends import cuda, cuda_attention_rows
+from mmkern.backends import cuda_attention_rows
 from mmkern.ops._define import OPS, in_tuple
-from tests import contract
 from tests.cases.attention_rows import CASES, randn
 from tests.cases.case import Case
-from tests.cuda_on_host import calls
-from tests.cuda_on_host.harness import HostLauncher, Order
+from tests.cuda_on_host import calls, frame
+from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 # The other dtypes differ in loads and stores alone: in blocks of 16 bytes, and one by one.
@@ -60,8 +58,7 @@ WIDE = [
 
 @pytest.mark.parametrize(("case", "dtype"), [*RUNS, *((case, torch.float32) for case in WIDE)], ids=str)
 def test_the_contract(case: Case, dtype: torch.dtype) -> None:
-    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
-    contract.check_backward(case, lambda grads, wanted, args: calls.backward(case.op, grads, wanted, args), dtype)
+    frame.check_contract(case, dtype)
 
 
 def of_odd_sizes() -> list[Case]:
@@ -76,43 +73,17 @@ def test_the_order_of_threads_changes_nothing(
     """Blocks that walk on over the rows, too."""
     for limit in ("_MAX_BLOCKS", "_MAX_BLOCKS_OF_SUMS"):
         monkeypatch.setattr(cuda_attention_rows, limit, 2)
-    expected = calls.both(case, torch.float32)
-    for order, seed in ((Order.reverse, 0), (Order.random, 1)):
-        with launcher.order(order, seed):
-            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
-                assert torch.equal(one.nan_to_num(), other.nan_to_num())
-    contract.check_backward(
-        case, lambda grads, wanted, args: calls.backward(case.op, grads, wanted, args), torch.float32
-    )
+    frame.check_any_order(case, launcher)
 
 
 @pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
-def test_outputs_lie_as_inputs_do(case: Case) -> None:
-    op = OPS[case.op]
-    args = op._prepare(case.arguments(torch.float32))
-    outs = op.empty_outputs(args)
-    getattr(cuda, case.op)(*args, *outs)
-    for mine, dense in zip(outs, in_tuple(calls.forward(case.op, *args)), strict=True):
-        assert torch.equal(mine, dense)
-    grads = contract.gradients_for(case, outs)
-    wanted = [isinstance(args[i], Tensor) for i in op.tensors]
-    lying = [op._empty_gradient(i, args[i], args[0]) if w else None for i, w in zip(op.tensors, wanted, strict=True)]
-    getattr(cuda, f"{case.op}_backward")(*grads, *args, *lying)
-    for one, other in zip(lying, calls.backward(case.op, grads, wanted, args), strict=True):
-        assert one is other is None or (one is not None and other is not None and torch.equal(one, other))
+def test_outputs_of_any_layout(case: Case) -> None:
+    frame.check_outputs_of_any_layout(case)
 
 
 @pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
-def test_a_gradient_alone_is_the_same(case: Case) -> None:
-    op = OPS[case.op]
-    args = case.arguments(torch.float32)
-    grads = contract.gradients_for(case, in_tuple(calls.forward(case.op, *args)))
-    there = [isinstance(args[i], Tensor) for i in op.tensors]
-    together = calls.backward(case.op, grads, there, args)
-    for slot in (slot for slot, tensor in enumerate(there) if tensor):
-        alone = calls.backward(case.op, grads, [i == slot for i in range(len(there))], args)[slot]
-        assert alone is not None
-        assert torch.equal(alone, together[slot])
+def test_gradients_one_by_one(case: Case) -> None:
+    frame.check_gradients_one_by_one(case)
 
 
 def test_unaligned_rows_give_the_same_bits() -> None:

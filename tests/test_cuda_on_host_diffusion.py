@@ -9,35 +9,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkern import backends, testing
-from mmkern.backends import cuda, cuda_diffusion
-from mmkern.backends.cuda_diffusion import Axes
+from mmkern import testing
+from mmkern.backends import cuda_diffusion
+from mmkern.backends.cuda_pieces import Axes
 from mmkern.ops._define import OPS, in_tuple
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column, StepArguments
 from mmkern.reference.philox import normal
-from tests import contract
 from tests.cases.case import Case
-from tests.cases.diffusion import CASES, PARTS, STEPS, case
+from tests.cases.diffusion import CASES, PARTS, STEPS, case, wide_losses
 from tests.cases.modulation import randn
-from tests.cuda_on_host import calls
-from tests.cuda_on_host.harness import HostLauncher, Order
+from tests.cuda_on_host import calls, frame
+from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-STEP_CASES = [case for case in CASES if case.op in STEPS]
+LOSS = "masked_squared_error"
 # The other dtypes differ in loads and stores alone: in blocks of 16 bytes, and one by one.
 OF_16_BITS = ("2x7x64", "2x3x5x16", "rows inside", "5x123", "sliced", "columns")
+LOSSES = [case for cols in (16, 300, 1152, 1153, 2100) for case in wide_losses(cols)]
 EVERY_PART = [case("corrected_step", layout, parts) for layout in ("2x7x64", "5x123") for parts in PARTS]
 RUNS = [
-    *((case, torch.float32) for case in (*STEP_CASES, *EVERY_PART)),
-    *((case, dtype) for case in STEP_CASES for dtype in DTYPES[1:] if case.label.startswith(OF_16_BITS)),
+    *((case, torch.float32) for case in (*CASES, *EVERY_PART, *LOSSES)),
+    *((case, dtype) for case in CASES for dtype in DTYPES[1:] if case.label.startswith(OF_16_BITS)),
+    *((case, dtype) for cols in (1152, 1153) for case in wide_losses(cols) for dtype in DTYPES[1:]),
     *((case, dtype) for case in EVERY_PART for dtype in DTYPES[1:] if case.label.endswith(("all", "places"))),
 ]
 
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_the_contract(case: Case, dtype: torch.dtype) -> None:
-    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
+    frame.check_contract(case, dtype)
 
 
 @pytest.mark.parametrize("layout", ["2x7x64", "5x123"])
@@ -54,6 +55,8 @@ ODD = [
     case("corrected_step", layout, parts)
     for layout, parts in (("2x70x20", "all"), ("5x123", "all"), ("2x7x64", "rescale each"), ("sliced", "known"))
 ]
+ODD += [case for case in CASES if case.op == LOSS and case.label in ("2x70x20-frames", "sliced-places", "5x123")]
+ODD += wide_losses(300)
 
 
 @pytest.mark.parametrize("case", ODD, ids=str)
@@ -62,22 +65,17 @@ def test_the_order_of_threads_changes_nothing(
 ) -> None:
     """Samples measured in several parts, too."""
     monkeypatch.setattr(cuda_diffusion, "_MAX_PARTS", 3)
-    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), torch.float32)
-    expected = calls.both(case, torch.float32)
-    for order, seed in ((Order.reverse, 0), (Order.random, 1)):
-        with launcher.order(order, seed):
-            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
-                assert torch.equal(one, other)
+    frame.check_any_order(case, launcher)
 
 
 @pytest.mark.parametrize("case", ODD, ids=str)
-def test_outputs_lie_as_inputs_do(case: Case) -> None:
-    op = OPS[case.op]
-    args = op._prepare(case.arguments(torch.float32))
-    outs = op.empty_outputs(args)
-    getattr(cuda, case.op)(*args, *outs)
-    for mine, dense in zip(outs, in_tuple(calls.forward(case.op, *args)), strict=True):
-        assert torch.equal(mine, dense)
+def test_outputs_of_any_layout(case: Case) -> None:
+    frame.check_outputs_of_any_layout(case)
+
+
+@pytest.mark.parametrize("case", [case for case in ODD if case.op == LOSS], ids=str)
+def test_gradients_one_by_one(case: Case) -> None:
+    frame.check_gradients_one_by_one(case)
 
 
 # ---- Numbers of one's own --------------------------------------------------------------------------------------------
@@ -166,37 +164,64 @@ def test_rescaling_needs_no_weights() -> None:
         testing.verify_forward(OPS["denoise_step"], args, [calls.forward("denoise_step", *args)])
 
 
+# ---- The loss --------------------------------------------------------------------------------------------------------
+
+
+def loss_arguments(*shape: int, mask: tuple[int, ...] | None = None) -> list[Any]:
+    g = torch.Generator().manual_seed(0)
+    pred, target = (randn(g, *shape).float() for _ in range(2))
+    return [pred, target, None if mask is None else randn(g, *mask).sigmoid().float()]
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 64), (3, 5, 63)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target_dtype", DTYPES)
+def test_a_target_of_another_dtype(shape: tuple[int, ...], dtype: torch.dtype, target_dtype: torch.dtype) -> None:
+    """In blocks of 16 bytes and one by one."""
+    pred, target, mask = loss_arguments(*shape, mask=(1, 5, 1))
+    args = [pred.to(dtype), target.to(target_dtype), mask]
+    op = OPS[LOSS]
+    testing.verify_forward(op, args, [calls.forward(LOSS, *args)])
+    grads = [torch.tensor([0.5, -2.0, 3.0])]
+    gradients = calls.backward(LOSS, grads, [True, True], args)
+    assert [g.dtype for g in gradients if g is not None] == [dtype, target_dtype]
+    testing.verify_backward(op, grads, args, gradients)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 20), (3, 5, 24)])
+def test_what_is_no_number_stays_in_its_sample(shape: tuple[int, ...]) -> None:
+    args = loss_arguments(*shape, mask=(3, 5, 1))
+    clean = frame.both_ways(LOSS, args)
+    args[2][1, 4] = math.inf
+    args[0][2, 3, 1] = math.nan
+    sums, *gradients = frame.both_ways(LOSS, args, [torch.ones(3)])
+    assert sums[0] == clean[0][0]
+    assert sums[1] == math.inf
+    assert sums[2].isnan()
+    for gradient in gradients:
+        assert gradient[1, 4].isinf().all()
+        assert gradient[2].isnan().sum() == 1
+        assert gradient[0].isfinite().all()
+
+
+def test_the_gradient_of_sums_is_read_by_its_stride() -> None:
+    args = loss_arguments(3, 5, 24)
+    repeated, found = (frame.both_ways(LOSS, args, [grad]) for grad in (torch.ones(1).expand(3), torch.ones(3)))
+    assert all(torch.equal(one, other) for one, other in zip(repeated, found, strict=True))
+
+
 # ---- Layouts ---------------------------------------------------------------------------------------------------------
 
 
 def test_layouts_give_the_same_numbers() -> None:
-    """Rows that are not aligned; more axes than four that do not collapse."""
     args = case("corrected_step", "2x3x5x16", "all").arguments(torch.float32)
     args = [a.repeat(2, 1, 1, 1)[:, :, None] if isinstance(a, Tensor) and a.dim() == 4 else a for a in args]
     args = [a.repeat(2, 1) if isinstance(a, Tensor) and a.dim() == 2 else a for a in args]
     seed = OPS["corrected_step"].names.index("seed")
     args[seed : seed + 1] = [None]
-    expected = calls.forward("corrected_step", *args)
-
-    def unaligned(x: Tensor) -> Tensor:
-        room = torch.full((*x.shape[:-1], x.shape[-1] + 3), math.nan)
-        room[..., 1:-2] = x
-        return room[..., 1:-2]
-
-    def turned(x: Tensor) -> Tensor:
-        return x.permute(3, 1, 4, 0, 2).contiguous().permute(3, 1, 4, 0, 2)
-
-    def spread(x: Tensor) -> Tensor:
-        """No two axes collapse."""
-        room = torch.full([2 * n for n in x.shape], math.nan)
-        place = tuple(slice(n) for n in x.shape)
-        room[place] = x
-        return room[place]
-
-    for lay in (unaligned, turned, spread):
-        lying = [lay(a) if isinstance(a, Tensor) and a.shape == args[0].shape else a for a in args]
-        for one, other in zip(calls.forward("corrected_step", *lying), expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    frame.check_layouts("corrected_step", args)
+    frame.check_layouts(LOSS, loss_arguments(2, 3, 4, 5, 16))
+    frame.check_layouts(LOSS, loss_arguments(2, 3, 4, 5, 16, mask=(1, 3, 1, 5, 1)))
 
 
 def test_axes_that_all_walk_over_are_one() -> None:
@@ -209,19 +234,18 @@ def test_axes_that_all_walk_over_are_one() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    """Rows 2^31 elements apart, in address space that is reserved but hardly touched."""
-    stride, cols = (1 << 31) + 8, 24
-    near = randn(torch.Generator().manual_seed(0), 2, cols).bfloat16()
-    far = torch.empty(stride + cols, dtype=torch.bfloat16).as_strided((2, cols), (stride, 1))
-    far.copy_(near)
+    near = randn(torch.Generator().manual_seed(0), 2, 24).bfloat16()
+    far = frame.rows_far_apart(near)
     for sample, output in ((near, far), (far, near)):
         args = arguments(sample, {Column.SAMPLE: 0.5, Column.OUTPUT: 2}, outputs=[output, *[None] * (MAX_OUTPUTS - 1)])
         torch.testing.assert_close(calls.forward("denoise_step", *args), (2.5 * near.float()).bfloat16())
+    for args, dense in (
+        ([far, near + 1, None], [near, near + 1, None]),
+        ([near + 1, far, None], [near + 1, near, None]),
+    ):
+        for mine, other in zip(frame.both_ways(LOSS, args), frame.both_ways(LOSS, dense), strict=True):
+            assert torch.equal(mine, other)
 
 
 def test_use_backend_serves_the_family() -> None:
-    on_device = next(backend for backend in backends.BACKENDS if backend.name == "cuda")
-    for name in STEPS:
-        assert on_device.has(OPS[name], name)
-        assert on_device.limits(name) is None
-        assert not on_device.has(OPS[name], f"{name}_backward")
+    frame.check_served(*STEPS, LOSS)

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from mmkern import backends
-from mmkern.backends import cuda, cuda_modulation
+from mmkern.backends import cuda_modulation
 from mmkern.backends.cuda_modulation import Plan
-from mmkern.ops._define import OPS, in_tuple
-from tests import contract
+from mmkern.ops._define import OPS
 from tests.cases.case import Case
 from tests.cases.modulation import CASES, randn, wide
-from tests.cuda_on_host import calls
-from tests.cuda_on_host.harness import HostLauncher, Order
+from tests.cuda_on_host import calls, frame
+from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,8 +32,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_the_contract(case: Case, dtype: torch.dtype) -> None:
-    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), dtype)
-    contract.check_backward(case, lambda grads, wanted, args: calls.backward(case.op, grads, wanted, args), dtype)
+    frame.check_contract(case, dtype)
 
 
 # Several rows to a warp, to a block; runs that do not fill one; parts of a run; every kind of sharing.
@@ -56,38 +52,17 @@ def test_the_order_of_threads_changes_nothing(
     """Blocks that take several rows, too."""
     for limit in ("_MAX_BLOCKS", "_MAX_BLOCKS_OF_SUMS"):
         monkeypatch.setattr(cuda_modulation, limit, 3)
-    contract.check_forward(case, lambda *args: calls.forward(case.op, *args), torch.float32)
-    contract.check_backward(
-        case, lambda grads, wanted, args: calls.backward(case.op, grads, wanted, args), torch.float32
-    )
-    expected = calls.both(case, torch.float32)
-    for order, seed in ((Order.reverse, 0), (Order.random, 1)):
-        with launcher.order(order, seed):
-            for one, other in zip(expected, calls.both(case, torch.float32), strict=True):
-                assert torch.equal(one, other)
+    frame.check_any_order(case, launcher)
 
 
 @pytest.mark.parametrize("case", ODD, ids=str)
-def test_outputs_lie_as_inputs_do(case: Case) -> None:
-    op = OPS[case.op]
-    args = op._prepare(case.arguments(torch.float32))
-    outs = op.empty_outputs(args)
-    getattr(cuda, case.op)(*args, *outs)
-    for mine, dense in zip(outs, in_tuple(calls.forward(case.op, *args)), strict=True):
-        assert torch.equal(mine, dense)
+def test_outputs_of_any_layout(case: Case) -> None:
+    frame.check_outputs_of_any_layout(case)
 
 
 @pytest.mark.parametrize("case", ODD, ids=str)
-def test_a_gradient_alone_is_the_same(case: Case) -> None:
-    op = OPS[case.op]
-    args = case.arguments(torch.float32)
-    grads = contract.gradients_for(case, in_tuple(calls.forward(case.op, *args)))
-    there = [isinstance(args[i], Tensor) for i in op.tensors]
-    together = calls.backward(case.op, grads, there, args)
-    for slot in (slot for slot, tensor in enumerate(there) if tensor):
-        alone = calls.backward(case.op, grads, [i == slot for i in range(len(there))], args)[slot]
-        assert alone is not None
-        assert torch.equal(alone, together[slot])
+def test_gradients_one_by_one(case: Case) -> None:
+    frame.check_gradients_one_by_one(case)
 
 
 def gated(g: torch.Generator, *shape: int) -> list[Any]:
@@ -98,34 +73,8 @@ def gated(g: torch.Generator, *shape: int) -> list[Any]:
     return [x, residual, gate, weight, bias, scale, shift, randn(g, *shape[:-1], 1).float(), 1e-6, True]
 
 
-def both_ways(args: list[Any], grads: list[Tensor] | None = None) -> list[Tensor]:
-    outs = in_tuple(calls.forward("residual_ada_layer_norm", *args))
-    found = calls.backward("residual_ada_layer_norm", grads or [*outs], [True] * 8, args)
-    return [*outs, *(gradient for gradient in found if gradient is not None)]
-
-
 def test_layouts_give_the_same_numbers() -> None:
-    """Rows that are not aligned; more axes than four, in an order that does not collapse; gradients that repeat."""
-    dense = gated(torch.Generator().manual_seed(0), 2, 3, 2, 5, 64)
-    expected = both_ways(dense)
-
-    def unaligned(x: Tensor) -> Tensor:
-        room = torch.full((*x.shape[:-1], x.shape[-1] + 3), math.nan)
-        room[..., 1:-2] = x
-        return room[..., 1:-2]
-
-    def turned(x: Tensor) -> Tensor:
-        return x.permute(3, 1, 4, 0, 2).contiguous().permute(3, 1, 4, 0, 2)
-
-    for lay in (unaligned, turned):
-        lying = [lay(a) if isinstance(a, Tensor) and a.shape == dense[0].shape else a for a in dense]
-        for one, other in zip(both_ways(lying, [lay(out) for out in expected[:2]]), expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
-    repeated = [expected[0][..., 3:4].expand(expected[0].shape)] * 2
-    for one, other in zip(
-        both_ways(dense, repeated), both_ways(dense, [each.contiguous() for each in repeated]), strict=True
-    ):
-        torch.testing.assert_close(one, other)
+    frame.check_layouts("residual_ada_layer_norm", gated(torch.Generator().manual_seed(0), 2, 3, 2, 5, 64))
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.0])
@@ -136,9 +85,9 @@ def test_a_nan_stays_in_its_row(name: str, eps: float) -> None:
     args[8] = eps
     names = OPS["residual_ada_layer_norm"].names
     grads = [torch.ones(9, 20)] * 2
-    clean = both_ways(args, grads)
+    clean = frame.both_ways("residual_ada_layer_norm", args, grads)
     args[names.index(name)][4, 0] = math.nan
-    got = both_ways(args, grads)
+    got = frame.both_ways("residual_ada_layer_norm", args, grads)
     others = torch.arange(9) != 4
     assert got[0][4].isnan().any()
     for one, other in zip(got, clean, strict=True):
@@ -150,7 +99,7 @@ def test_rows_of_zeros_and_no_eps() -> None:
     """What torch gives, and nothing of it in the sums of a block's other rows, which are not there."""
     args = gated(torch.Generator().manual_seed(0), 5, 20)
     args[8] = 0.0
-    assert all(found.isfinite().all() for found in both_ways(args))
+    assert all(found.isfinite().all() for found in frame.both_ways("residual_ada_layer_norm", args))
 
 
 def test_a_far_mean_costs_no_digits() -> None:
@@ -162,11 +111,8 @@ def test_a_far_mean_costs_no_digits() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    """Rows 2^31 elements apart, in address space that is reserved but hardly touched."""
-    stride, cols = (1 << 31) + 8, 24
-    near = randn(torch.Generator().manual_seed(0), 2, cols).bfloat16()
-    far = torch.empty(stride + cols, dtype=torch.bfloat16).as_strided((2, cols), (stride, 1))
-    far.copy_(near)
+    near = randn(torch.Generator().manual_seed(0), 2, 24).bfloat16()
+    far = frame.rows_far_apart(near)
     options = [None] * 5 + [1e-6, True]
     assert torch.equal(calls.forward("ada_layer_norm", far, *options), calls.forward("ada_layer_norm", near, *options))
 
@@ -186,8 +132,4 @@ def test_every_row_has_its_lanes(rows: int, run: int, cols: int, in_vectors: boo
 
 
 def test_use_backend_serves_the_family() -> None:
-    on_device = next(backend for backend in backends.BACKENDS if backend.name == "cuda")
-    for name in ("ada_layer_norm", "residual_ada_layer_norm"):
-        for kernel in (name, f"{name}_backward"):
-            assert on_device.has(OPS[name], kernel)
-            assert on_device.limits(kernel) is None
+    frame.check_served("ada_layer_norm", "residual_ada_layer_norm")

@@ -26,6 +26,9 @@ SOME = (
     "denoise_step<Float16Vectors>",
     "measure_outputs<OneByOne>",
     "find_factors",
+    "affine_activation_backward<EightNeighbours>",
+    "gated_activation<Float32Vectors>",
+    "masked_squared_error_backward<Bfloat16Vectors>",
 )
 
 

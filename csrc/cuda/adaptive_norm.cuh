@@ -33,7 +33,7 @@ MMKERN_FN void for_each_chunk(Columns& columns, F f) {
   }
 }
 
-// ---- Which rows a block has ----
+// ---- Problem ----
 
 // Laid out alike in mmkern/backends/cuda_modulation.py, as are the arguments of both kernels.
 struct AdaptiveNormProblem {
@@ -42,20 +42,10 @@ struct AdaptiveNormProblem {
   GridRows gate, scale, shift;  // float32, as all modulators; expanded over the rows that share one
   GridRows frame_scale;         // one number a row
   const float *weight, *bias;   // [cols]
-  i64 run, rows_a_block;        // rows that share scale and shift, and in the backward the gate
+  Runs runs;                    // of rows that share scale and shift, and in the backward the gate
   float eps;
   int centered, of_each_row;  // the latter: each row has its own scale and shift
 };
-
-// f(place), by all threads together, for every row of this block that this thread's group takes.
-template <class F>
-MMKERN_FN void for_each_row_of_run(const AdaptiveNormProblem& p, F f) {
-  const int group = int(threadIdx.x) / p.sizes.lanes, groups = int(blockDim.x) / p.sizes.lanes;
-  const i64 blocks = (p.run + p.rows_a_block - 1) / p.rows_a_block, run = i64(blockIdx.x) / blocks;
-  const i64 first = run * p.run + (i64(blockIdx.x) - run * blocks) * p.rows_a_block, last = (run + 1) * p.run;
-  const i64 end = first + p.rows_a_block < last ? first + p.rows_a_block : last;
-  for (i64 base = first; base < end; base += groups) f(GridPlace(p.sizes, base + group, end));
-}
 
 // ---- Modulators ----
 
@@ -162,7 +152,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) adaptive_norm(const AdaptiveNorm
   NormRow<kHeld> row{p, columns};
   float by[kSlots<kHeld>][kColumns], plus[kSlots<kHeld>][kColumns];
   bool formed = false;
-  for_each_row_of_run(p, [&](GridPlace at) {
+  p.runs.for_each_row(p.sizes, blockIdx.x, [&](GridPlace at) {
     columns.cols = at.active ? p.sizes.cols : 0;
     row.measure(at, [&](int slot, const float (&r)[kColumns]) {
       if (a.total.data) columns.store(r, a.total.data, at.in(a.total));

@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kMaxLanes, 1) adaptive_norm_backward(const Ada
   Columns columns = Access::columns(n);
   columns.cols = n.cols;
   BackwardRows<Access, kHeld> rows(a, columns, shared);
-  for_each_row_of_run(a.problem, [&](GridPlace at) {
+  a.problem.runs.for_each_row(n, blockIdx.x, [&](GridPlace at) {
     columns.cols = at.active ? n.cols : 0;
     rows.run(at);
   });

@@ -2,42 +2,18 @@
 // what is put together on the way stays in registers.
 //
 // Nothing is summed but for the standard deviations of a rescaled guidance, which kernels of their own find first. So a
-// group of lanes takes a unit, a chunk of a row: where all tensors are dense there is one row, of any length. What is
-// not there is a null pointer, the same for all threads.
+// group of lanes takes a unit, which is a piece. What is not there is a null pointer, the same for all threads.
 #pragma once
 
-#include "access.cuh"
 #include "random.cuh"
+#include "samples.cuh"
 
 namespace mmkern {
 inline namespace device {
 
 constexpr int kModelOutputs = 5, kMaxHistory = 4;
-constexpr int kStepThreads = 128;
 
 // ---- Problem; laid out alike in mmkern/backends/cuda_diffusion.py ----
-
-// In float32, expanded to the sample's shape.
-struct Mask {
-  GridRows rows;
-  i64 of_columns;  // or one number a row
-
-  MMKERN_FN void load(float (&v)[kColumns], const Columns& columns, const GridPlace& at) const {
-    if (of_columns) return columns.load_floats(v, static_cast<const float*>(rows.data), at.in(rows));
-    const float all = at.number(rows);
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) v[k] = all;
-  }
-};
-
-// A row of numbers for each sample, or one for all; null where there are none.
-template <class Row>
-struct OfSamples {
-  const Row* data;
-  i64 stride;
-
-  MMKERN_FN const Row* of(i64 sample) const { return data ? data + sample * stride : nullptr; }
-};
 
 // Rows of numbers: Column of mmkern/reference/diffusion.py, in its order, ...
 struct Coefficients {
@@ -57,10 +33,7 @@ struct Limits {
 };
 
 // What the guided output is made of.
-struct Guidance {
-  GridSizes sizes;   // dtype: the sample's
-  i64 pieces;        // chunks of a row
-  i64 of_sample[3];  // strides of the sample's number
+struct Guidance : SampleSizes {
   GridRows outputs[kModelOutputs];
   Dtype dtypes[kModelOutputs];
   Mask mask;
@@ -69,33 +42,16 @@ struct Guidance {
 
 // A unit, as a lane has it. Of one that is not there (`!at.active`) nothing may be read: its threads end.
 template <class Access>
-struct Unit {
+struct Unit : Piece<Access> {
+  using Piece<Access>::at;
+  using Piece<Access>::columns;
+  using Piece<Access>::load;
+
   const Guidance& p;
-  GridPlace at;
   i64 sample;
-  Columns columns;
 
   MMKERN_FN Unit(const Guidance& problem, i64 unit)
-      : p(problem), at(p.sizes, unit / p.pieces, p.sizes.rows), columns(Access::columns(p.sizes)) {
-    sample = at.batch * p.of_sample[0] + at.head * p.of_sample[1] + at.place * p.of_sample[2];
-    columns.first = int(unit % p.pieces) * columns.chunk();
-    columns.cols = p.sizes.cols;
-  }
-
-  MMKERN_FN void load(float (&v)[kColumns], const GridRows& x, Dtype dtype) const {
-    if constexpr (Access::alike)
-      columns.load(v, x.data, at.in(x));
-    else
-      columns.load_as(dtype, v, x.data, at.in(x));
-  }
-  MMKERN_FN void load(float (&v)[kColumns], const GridRows& x) const { load(v, x, p.sizes.dtype); }
-
-  MMKERN_FN void store(const float (&v)[kColumns], const GridRows& x) const {
-    if constexpr (Access::alike)
-      columns.store(v, x.data, at.in(x));
-    else
-      columns.store_as(p.sizes.dtype, v, x.data, at.in(x));
-  }
+      : Piece<Access>(problem, unit), p(problem), sample(problem.sample(at)) {}
 
   // v += by x.
   MMKERN_FN void add(float (&v)[kColumns], float by, const GridRows& x) const {
@@ -176,8 +132,8 @@ MMKERN_FN void put_known(float (&next)[kColumns], const Unit<Access>& unit, cons
 }
 
 template <class Access>
-__global__ void __launch_bounds__(kStepThreads) denoise_step(const DenoiseStepArgs a) {
-  const Unit<Access> unit(a.guidance, (i64(blockIdx.x) * blockDim.x + threadIdx.x) / a.guidance.sizes.lanes);
+__global__ void __launch_bounds__(kPieceThreads) denoise_step(const DenoiseStepArgs a) {
+  const Unit<Access> unit(a.guidance, group_of_grid(a.guidance.sizes));
   if (!unit.at.active) return;
   const Coefficients& by = *a.coefficients.of(unit.sample);
   float x[kColumns], g[kColumns], x0[kColumns], next[kColumns], corrected[kColumns];

@@ -3,16 +3,19 @@
 #pragma once
 
 #include "denoise_step.cuh"
+#include "denoising_loss.cuh"
 #include "guidance_rescale.cuh"
 
-#define MMKERN_DENOISE_STEP_KERNELS(KERNEL, ACCESS)                                                                    \
+#define MMKERN_DIFFUSION_KERNELS_OF(KERNEL, ACCESS)                                                                    \
   KERNEL(denoise_step<ACCESS>)                                                                                         \
-  KERNEL(measure_outputs<ACCESS>)
+  KERNEL(measure_outputs<ACCESS>)                                                                                      \
+  KERNEL(masked_squared_error<ACCESS>)                                                                                 \
+  KERNEL(masked_squared_error_backward<ACCESS>)
 
 #define MMKERN_DIFFUSION_KERNELS(KERNEL)                                                                               \
-  MMKERN_DENOISE_STEP_KERNELS(KERNEL, Float32Vectors)                                                                  \
-  MMKERN_DENOISE_STEP_KERNELS(KERNEL, Bfloat16Vectors)                                                                 \
-  MMKERN_DENOISE_STEP_KERNELS(KERNEL, Float16Vectors)                                                                  \
-  MMKERN_DENOISE_STEP_KERNELS(KERNEL, EightNeighbours)                                                                 \
-  MMKERN_DENOISE_STEP_KERNELS(KERNEL, OneByOne)                                                                        \
+  MMKERN_DIFFUSION_KERNELS_OF(KERNEL, Float32Vectors)                                                                  \
+  MMKERN_DIFFUSION_KERNELS_OF(KERNEL, Bfloat16Vectors)                                                                 \
+  MMKERN_DIFFUSION_KERNELS_OF(KERNEL, Float16Vectors)                                                                  \
+  MMKERN_DIFFUSION_KERNELS_OF(KERNEL, EightNeighbours)                                                                 \
+  MMKERN_DIFFUSION_KERNELS_OF(KERNEL, OneByOne)                                                                        \
   KERNEL(find_factors)

@@ -50,5 +50,20 @@ MMKERN_FN void for_each_row(const GridSizes& n, F f) {
     f(GridPlace(n, base + group, n.rows));
 }
 
+// Rows that share something are a run of neighbours, of which a block takes a few.
+struct Runs {
+  i64 run, rows_a_block;
+
+  // The same of the rows of one block.
+  template <class F>
+  MMKERN_FN void for_each_row(const GridSizes& n, i64 block, F f) const {
+    const int group = int(threadIdx.x) / n.lanes, groups = int(blockDim.x) / n.lanes;
+    const i64 blocks = (run + rows_a_block - 1) / rows_a_block, which = block / blocks;
+    const i64 first = which * run + (block - which * blocks) * rows_a_block, last = (which + 1) * run;
+    const i64 end = first + rows_a_block < last ? first + rows_a_block : last;
+    for (i64 base = first; base < end; base += groups) f(GridPlace(n, base + group, end));
+  }
+};
+
 }  // namespace device
 }  // namespace mmkern

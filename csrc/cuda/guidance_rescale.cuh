@@ -28,19 +28,15 @@ struct OutputMoments {
 
 struct MeasureArgs {
   Guidance guidance;
-  OutputMoments* found;     // [samples, parts]
-  i64 units, units_a_part;  // of a sample, of which the rows are neighbours
-  i64 parts;
+  OutputMoments* found;  // [samples, parts]
+  SampleParts parts;
 };
 
 // f(outputs, has) for each unit of this block's part that this thread's group takes, by all threads together.
 template <class Access, class F>
 MMKERN_FN void for_each_unit(const MeasureArgs& a, F f) {
-  const int lanes = a.guidance.sizes.lanes, group = int(threadIdx.x) / lanes, groups = int(blockDim.x) / lanes;
-  const i64 sample = i64(blockIdx.x) / a.parts, first = (i64(blockIdx.x) - sample * a.parts) * a.units_a_part;
-  const i64 end = first + a.units_a_part < a.units ? first + a.units_a_part : a.units;
-  for (i64 i = first + group; i < end; i += groups) {
-    const Unit<Access> unit(a.guidance, sample * a.units + i);
+  a.parts.for_each_unit(a.guidance.sizes.lanes, [&](i64 i) {
+    const Unit<Access> unit(a.guidance, i);
     float outputs[2][kColumns];
     unit.guide(outputs[0]);
     unit.load(outputs[1], a.guidance.outputs[1], a.guidance.dtypes[1]);
@@ -48,12 +44,12 @@ MMKERN_FN void for_each_unit(const MeasureArgs& a, F f) {
     for (int k = 0; k < kColumns; ++k) {
       if (unit.columns.has(k)) f(outputs[0][k], outputs[1][k]);
     }
-  }
+  });
 }
 
 // Six blocks a multiprocessor: left to itself, ptxas has room for more of them on sm_100 and spills.
 template <class Access>
-__global__ void __launch_bounds__(kStepThreads, 6) measure_outputs(const MeasureArgs a) {
+__global__ void __launch_bounds__(kPieceThreads, 6) measure_outputs(const MeasureArgs a) {
   float n = 0, sums[2] = {}, squares[2] = {};
   for_each_unit<Access>(a, [&](float guided, float output) {
     n += 1;
@@ -80,7 +76,7 @@ struct FactorArgs {
   i64 samples, parts;
 };
 
-__global__ void __launch_bounds__(kStepThreads) find_factors(const FactorArgs a) {
+__global__ void __launch_bounds__(kPieceThreads) find_factors(const FactorArgs a) {
   const i64 sample = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (sample >= a.samples) return;
   const OutputMoments* const found = a.found + sample * a.parts;

@@ -143,10 +143,12 @@ struct WarpSums {
   bool writes;  // this lane
   i64 row;
 
-  MMKERN_FN explicit WarpSums(int lanes) {
+  MMKERN_FN explicit WarpSums(int lanes) : WarpSums(lanes, blockIdx.x) {}
+  // Of blocks that have the same columns: the one of that number.
+  MMKERN_FN WarpSums(int lanes, i64 block) {
     const int width = lanes < kWarp ? kWarp : lanes, thread = int(threadIdx.x);
     writes = thread % width < lanes;
-    row = i64(blockIdx.x) * (int(blockDim.x) / width) + thread / width;
+    row = block * (int(blockDim.x) / width) + thread / width;
   }
 };
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkern.backends import cuda_attention, cuda_attention_rows, cuda_diffusion, cuda_modulation
+from mmkern.backends import cuda_attention, cuda_attention_rows, cuda_diffusion, cuda_gated, cuda_modulation
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import COLUMNS, DTYPES, MAX_LANES, address, fits_vectors, lanes_of
 
@@ -419,9 +419,15 @@ KERNELS: dict[str, Callable[..., None]] = {
     "ada_layer_norm_backward": cuda_modulation.ada_layer_norm_backward,
     "residual_ada_layer_norm": cuda_modulation.residual_ada_layer_norm,
     "residual_ada_layer_norm_backward": cuda_modulation.residual_ada_layer_norm_backward,
+    "affine_activation": cuda_gated.affine_activation,
+    "affine_activation_backward": cuda_gated.affine_activation_backward,
+    "gated_activation": cuda_gated.gated_activation,
+    "gated_activation_backward": cuda_gated.gated_activation_backward,
     "denoise_step": cuda_diffusion.denoise_step,
     "multistep": cuda_diffusion.multistep,
     "corrected_step": cuda_diffusion.corrected_step,
+    "masked_squared_error": cuda_diffusion.masked_squared_error,
+    "masked_squared_error_backward": cuda_diffusion.masked_squared_error_backward,
 }
 
 # Of a kernel that does not take every call: why not this one, from its first arguments or all.

@@ -131,6 +131,18 @@ def loss_of_target_out_of_order() -> Case:
     return Case("masked_squared_error", "2x7x64-target out of order", build)
 
 
+def wide_losses(cols: int) -> list[Case]:
+    """Rows for several warps, in one piece or more; a mask that has no row's stride, and one of a number a row."""
+
+    def build(g: torch.Generator, *mask: int) -> list[Any]:
+        return [randn(g, 2, 3, 5, cols), randn(g, 2, 3, 5, cols), randn(g, *mask).sigmoid()]
+
+    return [
+        Case("masked_squared_error", f"2x3x5x{cols}-planes", lambda g: build(g, 2, 1, 5, cols), wide=(2,)),
+        Case("masked_squared_error", f"2x3x5x{cols}-frames", lambda g: build(g, 2, 3, 5, 1), wide=(2,)),
+    ]
+
+
 OF_DRAWN_NOISE = ("5x123", "2x7x64", "2x70x20", "2x3x5x16")  # laid out in the order of their axes
 
 
@@ -159,4 +171,6 @@ def of_every_kernel() -> list[Case]:
     """In blocks of 16 bytes and one by one, and beside outputs that stay in float32 at least."""
     alike = [case("corrected_step", layout, "all") for layout in ("2x7x64", "5x123")]
     outputs = tuple(_NAMES.index(f"output{i}") for i in range(MAX_OUTPUTS))
-    return [*alike, replace(alike[0], label=f"{alike[0].label}-wide outputs", wide=(*_WIDE, *outputs))]
+    steps = [*alike, replace(alike[0], label=f"{alike[0].label}-wide outputs", wide=(*_WIDE, *outputs))]
+    losses = [loss_case(layout, _places) for layout in ("2x7x64", "5x123")]
+    return [*steps, *losses, replace(losses[0], label=f"{losses[0].label}-wide target", wide=(1, 2))]

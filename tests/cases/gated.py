@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,3 +70,25 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = list(dict.fromkeys(_cases()))
+
+
+def wide(cols: int) -> list[Case]:
+    """Rows for several warps, in one piece or more."""
+
+    def build(g: torch.Generator, *shape: int) -> list[Any]:
+        return [randn(g, 2, 9, cols), randn(g, *shape), randn(g, *shape), 0.75, int(Activation.SILU)]
+
+    return [
+        Case("affine_activation", f"2x9x{cols}-channels", lambda g: build(g, 2, 1, cols)),
+        Case("affine_activation", f"2x9x{cols}-rows", lambda g: build(g, 2, 9, 1)),
+        Case("gated_activation", f"2x9x{cols}", lambda g: [randn(g, 2, 9, 2 * cols), int(Activation.GELU)]),
+    ]
+
+
+def of_every_kernel() -> list[Case]:
+    """In blocks of 16 bytes and one by one, and beside numbers that stay in float32 at least."""
+    cases = [
+        make(layout) for layout in ("2x7x64", "2x70x20") for make in (lambda x: affine_case(x, "each"), gated_case)
+    ]
+    odd = affine_case("5x123", "channels")
+    return [*cases, odd, replace(cases[0], label=f"{cases[0].label}-wide", wide=(1, 2))]

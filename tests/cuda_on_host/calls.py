@@ -57,9 +57,10 @@ def backward(
 ) -> list[Tensor | None]:
     """``grad``: of the output, or of several."""
     op = op_of(name)
+    grads = [grad] if isinstance(grad, Tensor) else grad
     if op.arguments[op.lead].kind == "grid":
         args = op._prepare(args)
-    grads = [grad] if isinstance(grad, Tensor) else grad
+        grads = [op._dense_gradient(g, args[op.lead]) for g in grads]
     with GuardedOutputs() as outputs:
         gradients = [
             outputs.new(op._empty_gradient(i, args[i], args[op.lead])) if want else None

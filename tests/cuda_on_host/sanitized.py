@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 
 from mmkern.backends import cuda_launch
-from tests.cases import attention, attention_rows, diffusion, modulation
-from tests.cases.diffusion import STEPS
+from tests.cases import attention, attention_rows, diffusion, gated, modulation
 from tests.cases.hyperbolic import CASES
 from tests.cuda_on_host.calls import both, widened
 from tests.cuda_on_host.harness import Build, every_family
@@ -40,11 +39,9 @@ def main() -> None:
             for dtype, labels in ATTENTION.items():
                 if any(label in case.label for label in labels):
                     both(case, dtype)
-        for case in (*attention_rows.CASES, *modulation.CASES):
+        for case in (*attention_rows.CASES, *modulation.CASES, *gated.CASES, *diffusion.CASES):
             both(case, torch.float32)
-        for case in (case for case in diffusion.CASES if case.op in STEPS):
-            both(case, torch.float32)
-        for case in (*modulation.of_every_kernel(), *diffusion.of_every_kernel()):
+        for case in (*modulation.of_every_kernel(), *gated.of_every_kernel(), *diffusion.of_every_kernel()):
             both(case, torch.float32)
             both(case, torch.bfloat16)
             both(case, torch.float16)
