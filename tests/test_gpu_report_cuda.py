@@ -55,13 +55,21 @@ def test_no_kernel_spills_and_attention_has_matrix_instructions() -> None:
         each = {"Float32Vectors": 2, "EightNeighbours": 1 + 2}.get(name[len("denoise_step<") : -1], 1)
         masks = 2 * 2
         assert found[name].wide_accesses == (13 + 3) * each + masks, name
+    # One by one: a row's scale and shift, each of 2 or of 4 bytes, and their sums; a row's mask and a sample's sum.
+    numbers = {"affine_activation": 4, "affine_activation_backward": 4 + 2}
+    numbers |= {"gated_activation": 0, "gated_activation_backward": 0}
+    numbers |= {"masked_squared_error": 2, "masked_squared_error_backward": 2}
+    for name, row in found.items():
+        op, _, access = name.partition("<")
+        if op in numbers and access != "OneByOne>":
+            assert row.wide_accesses == row.global_accesses - numbers[op], name
 
 
 @pytest.mark.slow
 def test_everything_is_read_and_written_once() -> None:
     """Of a norm, a row that is longer than registers hold in each pass again."""
     counts = report.traffic(list(every_family().kernels))
-    assert len(counts) == 22 + 5
+    assert len(counts) == 22 + 5 + 2 * (5 + 4 + 5)
     for name, (moved, least) in counts.items():
         longer = (7 / 3 if "backward" in name else 2) if name.endswith(", 0>") else 1
         assert moved == pytest.approx(longer * least), name

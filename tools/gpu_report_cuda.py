@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mmkern.backends import cuda_attention, cuda_diffusion, cuda_launch, cuda_modulation, cuda_tensors
+from mmkern.backends import cuda_attention, cuda_diffusion, cuda_gated, cuda_launch, cuda_modulation, cuda_tensors
+from mmkern.reference.activations import Activation
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column
 from tests.cuda_on_host.harness import Build, HostLauncher, build
 from tools.gpu_report_rows import MULTIPROCESSORS, occupancy
@@ -145,6 +147,65 @@ class StepCall:
         return moved, sum(tensor.nbytes for tensor in elements)
 
 
+@dataclass(frozen=True)
+class ElementCall:
+    """A call that launches one of the kernels of affine_activation.cuh, gated_activation.cuh or denoising_loss.cuh."""
+
+    op: str
+    backward: bool
+    dtype: torch.dtype
+    other_dtype: torch.dtype  # of what an element has beside the first tensor
+    cols: int
+
+    @classmethod
+    def of(cls, kernel: str) -> ElementCall | None:
+        name = re.fullmatch(r"(affine_activation|gated_activation|masked_squared_error)(_backward)?<(\w+)>", kernel)
+        if name is None:
+            return None
+        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[3]), torch.float32)
+        other = torch.bfloat16 if name[3] == "EightNeighbours" else dtype
+        return cls(name[1], bool(name[2]), dtype, other, 64 + (name[3] == "OneByOne"))
+
+    def traffic(self, launcher: HostLauncher) -> tuple[int, int]:
+        """Bytes that are read and written but for what rows and samples share, and the least possible."""
+        run, elements = getattr(self, f"_{self.op}")()
+        with cuda_launch.replaced(launcher):
+            return launcher.bytes_moved(run, elements), sum(tensor.nbytes for tensor in elements)
+
+    def _tensors(self, count: int) -> Sequence[torch.Tensor]:
+        return torch.ones(count, 2, 16, self.cols, dtype=self.dtype).unbind()
+
+    def _affine_activation(self) -> tuple[Callable[[], None], list[torch.Tensor]]:
+        """Of a scale that rows share, and a shift for each element."""
+        x, out, dx = self._tensors(3)
+        scale, dscale, dshift = torch.ones(2, 1, self.cols), torch.ones(2, 1, self.cols), torch.ones(x.shape)
+        given = x, scale, torch.ones(x.shape, dtype=self.other_dtype), 1.0, Activation.SILU
+        if not self.backward:
+            return lambda: cuda_gated.affine_activation(*given, out), [x, given[2], out]
+        gradients = dx, dscale, dshift
+        return lambda: cuda_gated.affine_activation_backward(out, *given, *gradients), [out, x, given[2], dx, dshift]
+
+    def _gated_activation(self) -> tuple[Callable[[], None], list[torch.Tensor]]:
+        out, *halves = self._tensors(5)
+        x, dx = torch.cat(halves[:2], -1), torch.cat(halves[2:], -1)
+        if not self.backward:
+            return lambda: cuda_gated.gated_activation(x, Activation.GELU, out), [x, out]
+        return lambda: cuda_gated.gated_activation_backward(out, x, Activation.GELU, dx), [out, x, dx]
+
+    def _masked_squared_error(self) -> tuple[Callable[[], None], list[torch.Tensor]]:
+        """Of a mask for each element."""
+        pred, dpred = self._tensors(2)
+        target, dtarget = torch.ones(2, *pred.shape, dtype=self.other_dtype)
+        sums, mask = torch.ones(2), torch.ones(pred.shape)
+        if not self.backward:
+            return lambda: cuda_diffusion.masked_squared_error(pred, target, mask, sums), [pred, target, mask]
+        gradients = [dpred, dtarget]
+        return (
+            lambda: cuda_diffusion.masked_squared_error_backward(sums, pred, target, mask, *gradients),
+            [pred, target, mask, *gradients],
+        )
+
+
 def find_tool(name: str) -> str:
     """A tool of the CUDA toolkit, or of the copy that Triton brings."""
     found = shutil.which(name)
@@ -267,8 +328,11 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
 def traffic(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Bytes moved, and the least possible, of the kernels whose accesses the host harness counts."""
     counts: dict[str, tuple[int, int]] = {}
-    for kind, source in ((NormCall, "modulation.cpp"), (StepCall, "diffusion.cpp")):
-        calls = {name: call for name in names if (call := kind.of(name)) is not None}
+    kinds: tuple[type[NormCall | StepCall | ElementCall], ...] = (NormCall, StepCall, ElementCall)
+    for source in ("modulation.cpp", "diffusion.cpp"):
         launcher = HostLauncher(build(source, Build.counted))
-        counts |= {name: call.traffic(launcher) for name, call in calls.items()}
+        for name, kind in itertools.product(names, kinds):
+            call = kind.of(name)
+            if call is not None and name in launcher.kernels:
+                counts[name] = call.traffic(launcher)
     return counts
