@@ -119,10 +119,11 @@ def test_a_nan_stays_with_its_element(shared: tuple[int, int]) -> None:
         assert torch.equal(mine[others], other[others])
 
 
-def test_what_shares_is_summed_where_modulators_are_expanded() -> None:
+@pytest.mark.parametrize("last", [64, 1])
+def test_what_shares_is_summed_where_modulators_are_expanded(last: int) -> None:
     """The gradient of an expanded one has a number for each that is expanded."""
-    x, scale, shift, *options = arguments((3, 5, 64), (1, 1, 64), (1, 1, 64))
-    whole = [x, scale.expand(3, 1, 64), shift.expand(3, 1, 64), *options]
+    x, scale, shift, *options = arguments((3, 5, 64), (1, 1, last), (1, 1, last))
+    whole = [x, *(m.expand(3, 1, last) for m in (scale, shift)), *options]
     copied = [x, *(m.contiguous() for m in whole[1:3]), *options]
     for mine, other in zip(
         frame.both_ways("affine_activation", whole), frame.both_ways("affine_activation", copied), strict=True
