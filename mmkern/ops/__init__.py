@@ -21,6 +21,7 @@ from .diffusion import (
     unipc_step,
 )
 from .gated import bias_gelu, film, gated_residual, geglu, swiglu
+from .group_norm import group_norm_act
 from .guidance import Guidance as Guidance
 from .hyperbolic import (
     lorentz_centroid,
@@ -49,6 +50,7 @@ from .hyperbolic import (
 from .modulation import ada_layer_norm, dual_ada_layer_norm, layer_norm, rms_norm
 from .multi_source import Source as Source  # what an op takes, and none itself
 from .multi_source import multi_source_attention
+from .timestep_embedding import timestep_embedding
 
 __all__ = [
     "ada_layer_norm",
@@ -68,6 +70,7 @@ __all__ = [
     "flow_match_euler_step",
     "gated_residual",
     "geglu",
+    "group_norm_act",
     "heun_step",
     "layer_norm",
     "lcm_step",
@@ -99,6 +102,7 @@ __all__ = [
     "rms_norm",
     "rotary_embedding",
     "swiglu",
+    "timestep_embedding",
     "unipc_step",
     "velocity",
 ]

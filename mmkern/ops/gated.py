@@ -192,7 +192,7 @@ def _halves(op: str, x: Tensor, activation: Activation) -> Tensor:
         raise type(error)(f"{op}: {str(error).removeprefix('gated_activation: ')}") from error
 
 
-def _activation(op: str, name: Any) -> Activation:
+def _activation(op: str, name: Any, argument: str = "activation") -> Activation:
     found = {
         "silu": Activation.SILU,
         "gelu": Activation.GELU,
@@ -200,7 +200,7 @@ def _activation(op: str, name: Any) -> Activation:
         "relu": Activation.RELU,
     }
     if name is not None and name not in found:
-        raise ValueError(f"{op}: activation is {name!r}, expected None, {', '.join(map(repr, found))}")
+        raise ValueError(f"{op}: {argument} is {name!r}, expected None, {', '.join(map(repr, found))}")
     return Activation.NONE if name is None else found[name]
 
 
