@@ -164,15 +164,6 @@ struct Moments {
   }
 };
 
-inline bool is_dense(const View& view) {
-  int64_t expected = 1;
-  for (int axis = view.rank - 1; axis >= 0; --axis) {
-    if (view.sizes[axis] > 1 && view.strides[axis] != expected) return false;
-    expected *= view.sizes[axis];
-  }
-  return true;
-}
-
 // Where r of a row goes while it is read: nowhere without a residual, since x is r then.
 template <class S>
 struct Sum {

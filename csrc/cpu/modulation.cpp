@@ -3,6 +3,7 @@
 #include "adaptive_norm.h"
 #include "affine_activation.h"
 #include "gated_activation.h"
+#include "group_norm.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
@@ -15,6 +16,9 @@ namespace {
   "opt acc grad_weight: D, opt acc grad_bias: D, opt acc shared grad_scale: *D, "                                      \
   "opt acc shared grad_shift: *D, opt acc shared grad_frame_scale: *1"
 #define MMKERN_RESIDUAL "strided x: *D, strided residual: *D, opt acc shared gate: *D, "
+#define MMKERN_OF_CHANNELS                                                                                             \
+  "opt acc strided weight: GD, opt acc strided bias: GD, opt acc strided scale: BGD, opt acc strided shift: BGD, "     \
+  "nonnegative eps, number activation"
 
 const KernelEntry kEntries[] = {
     {"ada_layer_norm", "strided x: *D, " MMKERN_MODULATORS ", strided out: *D", adaptive_norm::forward<false>},
@@ -38,11 +42,18 @@ const KernelEntry kEntries[] = {
     {"gated_activation", "h half of d; strided x: *d, number activation, strided y: *h", gated_activation::forward},
     {"gated_activation_backward", "h half of d; strided grad: *h, strided x: *d, number activation, strided grad_x: *d",
      gated_activation::backward},
+    {"group_norm_act", "strided x: BGDS, " MMKERN_OF_CHANNELS ", strided out: BGDS", group_norm::forward},
+    {"group_norm_act_backward",
+     "strided grad: BGDS, strided x: BGDS, " MMKERN_OF_CHANNELS
+     ", opt strided grad_x: BGDS, opt acc strided grad_weight: GD, opt acc strided grad_bias: GD, "
+     "opt acc strided grad_scale: BGD, opt acc strided grad_shift: BGD",
+     group_norm::backward},
 };
 
 #undef MMKERN_MODULATORS
 #undef MMKERN_GRADIENTS
 #undef MMKERN_RESIDUAL
+#undef MMKERN_OF_CHANNELS
 
 }  // namespace
 

@@ -50,6 +50,15 @@ inline int64_t count(const View& view, int leading) {
   return n;
 }
 
+inline bool is_dense(const View& view) {
+  int64_t expected = 1;
+  for (int axis = view.rank - 1; axis >= 0; --axis) {
+    if (view.sizes[axis] > 1 && view.strides[axis] != expected) return false;
+    expected *= view.sizes[axis];
+  }
+  return true;
+}
+
 // [..., D] as rows of length D.
 template <class S>
 inline Rows<S> rows(const View& view) {

@@ -53,7 +53,6 @@ _group_norm_act = define(
     kinds=dict.fromkeys(("x", *_AFFINE, *_MODULATORS), "grid"),
     arrange=_arrange,
     autocast="keep",
-    is_checked_by_signature=False,
 )
 
 
