@@ -1,5 +1,6 @@
 """Why the fused norms are worth having: each beside the field's formula and a copy."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ FLOPS = {
     "film": (12, 24),
     "gated_residual": (2, 3),
     "geglu": (10, 20),
+    "group_norm_act": (14, 30),
     "swiglu": (6, 12),
+    "timestep_embedding": (20, 40),
     "ada_layer_norm": (8, 18),
     "dual_ada_layer_norm": (9, 20),
     "layer_norm": (8, 16),
@@ -29,6 +32,11 @@ def arguments(task: str, shape: Shape, generator: torch.Generator) -> list[Any]:
         return torch.randn(*sizes, generator=generator)
 
     batch, rows, width = shape.batch or 1, shape.rows, shape.width
+    if task == "timestep_embedding":
+        return [torch.arange(rows)]
+    if task == "group_norm_act":
+        side = math.isqrt(width)
+        return [randn(batch, rows, width // side, side), 1 + 0.1 * randn(rows), 0.1 * randn(rows)]
     x = randn(batch, rows, width)
     if task in ("layer_norm", "rms_norm"):
         return [x, *(1 + 0.1 * randn(width) for _ in range(2 if task == "layer_norm" else 1))]
@@ -54,7 +62,11 @@ MODULATION = Family(
         "ada_layer_norm": lambda x, scale, shift: ops.ada_layer_norm(x, scale=scale, shift=shift),
         "dual_ada_layer_norm": lambda x, *modulators: ops.dual_ada_layer_norm(x, *modulators, rivals.FRAMES_PER_SCALE),
         "film": lambda x, gamma, beta: ops.film(x, gamma, beta, gamma_offset=1.0, activation="silu"),
+        "group_norm_act": lambda x, weight, bias: ops.group_norm_act(x, rivals.groups_of(x), weight, bias),
         "layer_norm": lambda x, weight, bias: ops.layer_norm(x, weight, bias, eps=rivals.EPS),
+        "timestep_embedding": lambda timesteps: ops.timestep_embedding(
+            timesteps, rivals.EMBEDDING_DIM, flip_sin_to_cos=True, downscale_freq_shift=0
+        ),
     },
     made_of={
         **dict.fromkeys(("dual_ada_layer_norm", "layer_norm", "rms_norm"), "ada_layer_norm"),
@@ -73,7 +85,11 @@ CASES = [
     case("ada_layer_norm", "dit_xl_small"),
     case("dual_ada_layer_norm", "style_dit"),
     case("geglu", "feed_forward"),
+    case("group_norm_act", "unet_64"),
+    case("group_norm_act", "unet_64", mode="forward+backward", level="full"),
+    case("group_norm_act", "unet_64", dtype=torch.bfloat16, level="full"),
     *(case(op, "feed_forward", level="full") for op in ("swiglu",)),
+    case("timestep_embedding", "timesteps", level="full"),
     *(
         case(op, "dit_xl", mode=mode, level="full")
         for op in ("film", "gated_residual", "bias_gelu")

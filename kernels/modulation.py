@@ -22,6 +22,7 @@ from mmkern.kernels.gated import (
     gated_activation,
     gated_activation_backward,
 )
+from mmkern.kernels.group_norm import group_norm_act, group_norm_act_backward
 from mmkern.kernels.rows import scalar, unit_stride
 from mmkern.kernels.scalar_math import div, sqrt
 from torch import Tensor
@@ -36,6 +37,8 @@ __all__ = [
     "affine_activation_backward",
     "gated_activation",
     "gated_activation_backward",
+    "group_norm_act",
+    "group_norm_act_backward",
     "residual_ada_layer_norm",
     "residual_ada_layer_norm_backward",
 ]

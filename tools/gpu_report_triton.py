@@ -65,6 +65,7 @@ ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi
 # Of rotations: whether they normalize, and interleave; those leave half a head as it is.
 MERGE = "merge_attention"
 NORM, GATED_NORM = "ada_layer_norm", "residual_ada_layer_norm"
+GROUP_NORM = "group_norm_act"
 # Of steps: the op, and what it is given beside the sample, an output and coefficients; "narrow": outputs in bfloat16.
 STEPS = {
     "denoise_step, two outputs": ("denoise_step", "output1 weights"),
@@ -98,6 +99,9 @@ def variants(everything: bool = False) -> list[Variant]:
     for op, backward in ((op, backward) for op in (NORM, GATED_NORM) for backward in (False, True)):
         found += [Variant(op, "float32", depth, backward) for depth in (123, 1152, 4096)]
         found += [Variant(op, "bfloat16", 1152, backward)]
+    for backward in (False, True):
+        found += [Variant(GROUP_NORM, "float32", depth, backward) for depth in (49, 64, 4096, 4099)]
+        found += [Variant(GROUP_NORM, "bfloat16", 4096, backward)]
     found += [Variant(op, dtype) for op in STEPS for dtype in ("float32", "bfloat16")]
     found += [Variant("corrected_step, everything", "float32", 123)]
     for backward in (False, True):
@@ -142,6 +146,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _attention_rows_call(variant)
     if variant.op in (NORM, GATED_NORM):
         return _norm_call(variant)
+    if variant.op == GROUP_NORM:
+        return _group_norm_call(variant)
     if variant.op in STEPS:
         return _step_call(variant)
     if variant.op in PASSES:
@@ -307,6 +313,24 @@ def _norm_call(variant: Variant) -> tuple[Callable[[], None], int]:
     gradients = [torch.empty_like(x) for x in tensors]
     grads = [torch.ones_like(out) for out in outs]
     return lambda: launch(*grads, *arguments, *gradients, None), _bytes([*tensors, *grads, *gradients])
+
+
+def _group_norm_call(variant: Variant) -> tuple[Callable[[], None], int]:
+    """A sample of two groups, whose channels are the rows; silu."""
+    import torch
+    from mmkern.kernels import modulation
+
+    from mmkern.reference.activations import Activation
+
+    torch.manual_seed(0)
+    channels = variant.rows // 2
+    x, out, grad = torch.randn(3, 1, 2, channels, variant.depth).to(getattr(torch, variant.dtype)).unbind()
+    tensors, options = [x, *torch.randn(2, 2, channels), *torch.randn(2, 1, 2, channels)], [1e-5, int(Activation.SILU)]
+    if not variant.backward:
+        return lambda: modulation.group_norm_act(*tensors, *options, out), _bytes([*tensors, out])
+    gradients = [torch.empty_like(given) for given in tensors]
+    launch = modulation.group_norm_act_backward
+    return lambda: launch(grad, *tensors, *options, *gradients), _bytes([grad, *tensors, *gradients])
 
 
 def _step_call(variant: Variant) -> tuple[Callable[[], None], int]:

@@ -1,5 +1,6 @@
 """Norms and their modulation as the field writes them in PyTorch."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 EPS = 1e-6
 FRAMES_PER_SCALE = 25
+EMBEDDING_DIM = 320
 
 
 def ada_layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -27,6 +29,24 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """As transformers' models have it."""
     return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS))
+
+
+def groups_of(x: Tensor) -> int:
+    """32, as in the U-Nets of diffusion models, where they divide the channels."""
+    return math.gcd(32, x.shape[1])
+
+
+def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As diffusers' ResnetBlock2D has it."""
+    return functional.silu(functional.group_norm(x, groups_of(x), weight, bias))
+
+
+def timestep_embedding(timesteps: Tensor) -> Tensor:
+    """As diffusers has it, with the options of Stable Diffusion's U-Nets."""
+    half = EMBEDDING_DIM // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    angles = timesteps[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 def film(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -58,7 +78,9 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "film": film,
     "gated_residual": gated_residual,
     "geglu": geglu,
+    "group_norm_act": group_norm_act,
     "swiglu": swiglu,
+    "timestep_embedding": timestep_embedding,
     "dual_ada_layer_norm": dual_ada_layer_norm,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,

@@ -46,4 +46,19 @@ GATED_CHECKS = (
     "gated_same_bits",
     "gated_expanded_gradient",
 )
-CHECKS = (*ATTENTION_CHECKS, *ROWS_CHECKS, "modulation", *GATED_CHECKS, *DIFFUSION_CHECKS, *PROPERTIES, *OPS)
+GROUP_NORM_CHECKS = (
+    "group_norm",
+    "group_norm_in_small_tiles",
+    "group_norm_gradients_alone",
+    "nan_stays_in_its_group",
+)
+CHECKS = (
+    *ATTENTION_CHECKS,
+    *ROWS_CHECKS,
+    "modulation",
+    *GATED_CHECKS,
+    *GROUP_NORM_CHECKS,
+    *DIFFUSION_CHECKS,
+    *PROPERTIES,
+    *OPS,
+)

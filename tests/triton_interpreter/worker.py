@@ -39,6 +39,7 @@ from tests.contract import gradients_for, op_of
 from . import diffusion as steps
 from . import faulty_kernels, patches
 from . import gated as activations
+from . import group_norm as groups
 from .buffers import Output, guarded
 from .calls import backward, forward, gradients, hold_to_contract, outputs_of, prepared
 from .names import ATTENTION, CHECKS, PACKED
@@ -451,7 +452,7 @@ def main() -> None:
     out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     patches.install()
-    results, checks = {}, {**vars(steps), **vars(activations), **globals()}
+    results, checks = {}, {**vars(steps), **vars(activations), **vars(groups), **globals()}
     for name in CHECKS[part::parts]:
         try:
             if name in OPS:
