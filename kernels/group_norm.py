@@ -79,16 +79,18 @@ def _sum(x):
 @triton.jit
 def _moments(x, group, eps, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Mean, what its rounding left, and ``1 / √(var + eps)``: by Welford in each lane, then of all lanes."""
-    count = tl.zeros([BLOCK_ROWS, BLOCK], tl.float32)
     mean, squares = tl.zeros([BLOCK_ROWS, BLOCK], tl.float32), tl.zeros([BLOCK_ROWS, BLOCK], tl.float32)
+    of_channel = tl.cdiv(group.positions - tl.arange(0, BLOCK), BLOCK)  # numbers of a lane in a channel that it has
     for c in range(0, group.channels, BLOCK_ROWS):
         for s in range(0, group.positions, BLOCK):
             channel, col, mask = _tile(group, c, s, BLOCK_ROWS, BLOCK)
+            share = div(1.0, (c // BLOCK_ROWS * of_channel + s // BLOCK + 1).to(tl.float32))[None, :]
             v = _load(x, group, channel, col, mask)
-            count += tl.where(mask, 1.0, 0.0)
             d = tl.where(mask, v - mean, 0.0)
-            mean += div(d, tl.where(count > 0, count, 1.0))
+            mean += d * share
             squares += d * (v - mean)
+    count = tl.cdiv(group.channels - tl.arange(0, BLOCK_ROWS), BLOCK_ROWS)[:, None] * of_channel[None, :]
+    count = count.to(tl.float32)
     size = tl.to_tensor(group.channels).to(tl.float32) * tl.to_tensor(group.positions).to(tl.float32)
     total = div(_sum(count * mean), size)
     off = mean - total
@@ -114,7 +116,7 @@ def _modulation(problem, group, c, BLOCK_ROWS: tl.constexpr):
         plus *= factor
     if problem.shift is not None:
         plus += tl.load(_at(problem.shift, group, channel), inside, 0.0)
-    return times[:, None], plus[:, None]
+    return times, plus
 
 
 @triton.jit
@@ -139,7 +141,7 @@ def forward_kernel(
         d = tl.where(mask, d - div(_sum(d), size), 0.0)
         n = d * div(1.0, sqrt(div(_sum(d * d), size) + scalar(eps)))
         times, plus = _modulation(problem, group, 0, BLOCK_ROWS)
-        y, _ = activated(n * times + plus, ACTIVATION)
+        y, _ = activated(n * times[:, None] + plus[:, None], ACTIVATION)
         _store(out, group, channel, col, mask, y)
     else:
         mean, rest, scale = _moments(problem.x, group, scalar(eps), BLOCK_ROWS, BLOCK)
@@ -148,7 +150,7 @@ def forward_kernel(
             for s in range(0, positions, BLOCK):
                 channel, col, mask = _tile(group, c, s, BLOCK_ROWS, BLOCK)
                 n = (_load(problem.x, group, channel, col, mask) - mean - rest) * scale
-                y, _ = activated(n * times + plus, ACTIVATION)
+                y, _ = activated(n * times[:, None] + plus[:, None], ACTIVATION)
                 _store(out, group, channel, col, mask, y)
 
 
@@ -168,34 +170,35 @@ def backward_kernel(
 ):
     group = _group(groups, channels, positions)
     mean, rest, scale = _moments(problem.x, group, scalar(eps), BLOCK_ROWS, BLOCK)
-    centre, along = tl.zeros([BLOCK_ROWS, BLOCK], tl.float32), tl.zeros([BLOCK_ROWS, BLOCK], tl.float32)
+    centre, along = tl.zeros([BLOCK_ROWS], tl.float32), tl.zeros([BLOCK_ROWS], tl.float32)
     for c in range(0, channels, BLOCK_ROWS):
         times, plus = _modulation(problem, group, c, BLOCK_ROWS)
         u_sum, n_sum = tl.zeros([BLOCK_ROWS, BLOCK], tl.float32), tl.zeros([BLOCK_ROWS, BLOCK], tl.float32)
         for s in range(0, positions, BLOCK):
             channel, col, mask = _tile(group, c, s, BLOCK_ROWS, BLOCK)
             n = (_load(problem.x, group, channel, col, mask) - mean - rest) * scale
-            _, slope = activated(n * times + plus, ACTIVATION)
+            _, slope = activated(n * times[:, None] + plus[:, None], ACTIVATION)
             u = _load(grad, group, channel, col, mask) * slope
             u_sum += u
             n_sum += u * n
-        centre += times * u_sum
-        along += times * n_sum
+        of_u, of_un = tl.sum(u_sum, 1), tl.sum(n_sum, 1)
+        centre += times * of_u
+        along += times * of_un
         channel = c + tl.arange(0, BLOCK_ROWS)
         at = sums + tl.program_id(0).to(tl.int64) * 2 * channels + channel
-        tl.store(at, tl.sum(u_sum, 1), channel < channels)
-        tl.store(at + channels, tl.sum(n_sum, 1), channel < channels)
+        tl.store(at, of_u, channel < channels)
+        tl.store(at + channels, of_un, channel < channels)
     if to is not None:
         size = tl.to_tensor(channels).to(tl.float32) * tl.to_tensor(positions).to(tl.float32)
-        mean_u, mean_un = div(_sum(centre), size), div(_sum(along), size)
+        mean_u, mean_un = div(tl.sum(centre, 0), size), div(tl.sum(along, 0), size)
         for c in range(0, channels, BLOCK_ROWS):
             times, plus = _modulation(problem, group, c, BLOCK_ROWS)
             for s in range(0, positions, BLOCK):
                 channel, col, mask = _tile(group, c, s, BLOCK_ROWS, BLOCK)
                 n = (_load(problem.x, group, channel, col, mask) - mean - rest) * scale
-                _, slope = activated(n * times + plus, ACTIVATION)
+                _, slope = activated(n * times[:, None] + plus[:, None], ACTIVATION)
                 u = _load(grad, group, channel, col, mask) * slope
-                _store(to, group, channel, col, mask, scale * (times * u - mean_u - n * mean_un))
+                _store(to, group, channel, col, mask, scale * (times[:, None] * u - mean_u - n * mean_un))
 
 
 # ---- Launchers -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ FAMILIES = (
     "hyperbolic",
     "modulation",
     "gated",
+    "group_norm",
     "diffusion",
 )
 SUITES = tuple(f"tests/test_{name}.py" for name in (*FAMILIES, "memory", "bindings", "dispatch"))
