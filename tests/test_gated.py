@@ -111,6 +111,20 @@ def test_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(ops.geglu, (x,))
 
 
+def test_compiled_once_for_sizes_of_any_kind() -> None:
+    """After the second number of axes, sizes are symbols, those of a modulator others than those of x."""
+    weight = torch.randn(24, 10)
+
+    def run(x: Tensor, condition: Tensor) -> Tensor:
+        made = functional.linear(condition, weight)
+        return ops.film(x, made, made)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for of_x, of_condition in (((3, 5), (3, 5)), ((3, 4, 2), (3, 1, 2)), ((3, 6, 5), (3, 6, 1))):
+        args = torch.randn(*of_x, 24), torch.randn(*of_condition, 10)
+        torch.testing.assert_close(compiled(*args), run(*args))
+
+
 def test_compile_without_graph_breaks() -> None:
     x, gamma = torch.randn(2, 3, 8), torch.randn(2, 8)
 

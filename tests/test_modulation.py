@@ -139,6 +139,26 @@ def test_opcheck(case: Case) -> None:
     torch.library.opcheck(getattr(torch.ops.mmkern, case.op).default, tuple(OPS[case.op]._prepare(args)))
 
 
+def test_compiled_once_for_sizes_of_any_kind() -> None:
+    """After the second number of axes, sizes are symbols, those of a modulator others than those of x."""
+    weight = torch.randn(24, 10)
+
+    def run(x: Tensor, condition: Tensor, shift: Tensor) -> Tensor:
+        made = functional.linear(condition, weight)
+        out: Tensor = ops.ada_layer_norm(x, scale=made, shift=shift, residual=x, gate=made)[0]
+        return out
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for of_x, of_condition, of_shift in (
+        ((3, 5), (3,), (3,)),
+        ((3, 4, 2), (3,), (3, 4, 2)),
+        ((3, 4, 2), (3, 1, 2), (3, 4, 1)),
+        ((3, 6, 5), (3, 1, 5), (3, 6, 1)),
+    ):
+        args = torch.randn(*of_x, 24), torch.randn(*of_condition, 10), torch.randn(*of_shift, 24)
+        torch.testing.assert_close(compiled(*args), run(*args))
+
+
 def test_compile_without_graph_breaks() -> None:
     tensors = leaves(torch.float32)
     x = tensors.pop("x")

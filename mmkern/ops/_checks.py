@@ -208,6 +208,11 @@ def check_tensor(
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {list(shape)}")
 
 
+def broadcasts(size: int, wanted: int) -> bool:
+    """Of one axis. Not ``size in (1, wanted)``: of sizes that are symbols, Dynamo finds two that are equal different."""
+    return size == 1 or size == wanted
+
+
 def check_broadcast(
     op: str,
     name: str,
@@ -221,5 +226,5 @@ def check_broadcast(
     if x is None:
         return
     trailing = full[len(full) - x.dim() :]
-    if x.dim() > len(full) or any(size not in (1, wanted) for size, wanted in zip(x.shape, trailing, strict=True)):
+    if x.dim() > len(full) or not all(map(broadcasts, x.shape, trailing)):
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected to broadcast to {list(full)}")

@@ -15,6 +15,7 @@ from ._checks import (
     Arguments,
     accumulation_dtype,
     boolean,
+    broadcasts,
     check_number,
     check_tensor,
     floating_beside,
@@ -41,7 +42,7 @@ def _check_modulators(op: str, args: Arguments) -> None:
         full = [*x.shape[:-1], 1 if name == "frame_scale" else x.shape[-1]]
         placed = _of_all_axes(given, x).shape
         fits = len(placed) == x.dim() and placed[-1] == full[-1]
-        if not fits or any(n not in (1, size) for n, size in zip(placed, full, strict=True)):
+        if not fits or not all(map(broadcasts, placed, full)):
             raise ValueError(f"{op}: {name} has shape {list(given.shape)}, expected to broadcast to {full}")
     check_number(op, "eps", args["eps"], "a number of at least 0", 0.0, LARGEST)
 
@@ -111,7 +112,7 @@ def _placed(given: Any, x: Any) -> Any:
     """``[B, C]`` with the axes of x, as kernels take it. What does not fit goes on to the op's checks."""
     if not isinstance(given, Tensor) or not isinstance(x, Tensor) or given.dim() != 2 or x.dim() <= 2:
         return given
-    fits = given.shape[0] in (1, x.shape[0]) and given.shape[1] == x.shape[-1]
+    fits = broadcasts(given.shape[0], x.shape[0]) and given.shape[1] == x.shape[-1]
     return _of_all_axes(given, x) if fits else given
 
 
@@ -120,7 +121,7 @@ def _alike(scale: Any, shift: Any) -> tuple[Any, Any]:
     if not isinstance(scale, Tensor) or not isinstance(shift, Tensor) or scale.shape == shift.shape:
         return scale, shift
     sizes = zip(scale.shape, shift.shape, strict=False)
-    fits = scale.dim() == shift.dim() and all(a == b or 1 in (a, b) for a, b in sizes)
+    fits = scale.dim() == shift.dim() and all(broadcasts(a, b) or b == 1 for a, b in sizes)
     return torch.broadcast_tensors(scale, shift) if fits else (scale, shift)
 
 
