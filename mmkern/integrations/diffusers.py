@@ -1,4 +1,4 @@
-"""diffusers with the steps of mmkern: ``accelerate_scheduler`` for a scheduler of its pipelines."""
+"""diffusers with the ops of mmkern: ``accelerate_scheduler`` and ``accelerate_model`` for parts of its pipelines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkern.diffusion import Level, Sampler, solvers
 from mmkern.diffusion.solvers import Prediction
 from mmkern.ops._checks import accumulation_dtype
 from mmkern.ops.diffusion import Coefficients, Threshold
+
+from .diffusers_modules import REPLACEMENTS, activate_output_norm, replacement_of
 
 _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "epsilon",
@@ -50,6 +54,46 @@ def accelerate_scheduler(scheduler: Any) -> Any:
     if "step" not in vars(scheduler):
         scheduler.step = _Steps(scheduler, adapter)
     return scheduler
+
+
+def accelerate_model(model: nn.Module) -> nn.Module:
+    """Make the norms, activations and blocks of a diffusers model take fewer passes over memory.
+
+    Done in place: modules of exactly these classes get another ``forward``, and keep their parameters, buffers, hooks
+    and keys of the state_dict.
+
+    * ``LayerNorm``, ``FP32LayerNorm``, ``GroupNorm`` and diffusers' ``RMSNorm``; the scale and shift of
+      ``AdaLayerNormZero`` and ``AdaLayerNormContinuous`` with them;
+    * feed-forward's ``GELU`` (with the bias before it), ``GEGLU`` and ``SwiGLU``;
+    * ``BasicTransformerBlock`` with "ada_norm_zero" or "layer_norm": the gated residual, the norm behind it and that
+      norm's scale and shift in one pass, and the last gated residual;
+    * ``ResnetBlock2D``: group norm, the scale and shift of its timestep, and activation in one pass;
+    * the output norm of ``UNet2DConditionModel`` and ``UNet2DModel``, with its activation (``conv_act`` becomes an
+      identity);
+    * ``Timesteps``.
+
+    Other modules, subclasses and modules whose ``forward`` was replaced before are left alone. Where a hook or an
+    adapter sits on a module that one pass would skip, the block runs as diffusers has it.
+
+    Args:
+        model: such as a ``DiTTransformer2DModel`` or a ``UNet2DConditionModel``.
+    Returns: the model.
+    Raises: TypeError where it is no module; ValueError where it has none of these.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate_model: model is {type(model).__name__}, expected a torch.nn.Module")
+    modules = list(model.modules())
+    for module in modules:
+        replacement = replacement_of(module)
+        if replacement is not None:
+            module.__class__ = replacement
+    for module in modules:
+        if type(module) in (UNet2DConditionModel, UNet2DModel):
+            activate_output_norm(module)
+    if not any(type(module) in REPLACEMENTS for module in modules):
+        expected = ", ".join(replacement.__name__ for replacement in REPLACEMENTS)
+        raise ValueError(f"accelerate_model: model is {type(model).__name__} without any of {expected}")
+    return model
 
 
 @dataclass(frozen=True)

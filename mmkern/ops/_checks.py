@@ -209,7 +209,7 @@ def check_tensor(
 
 
 def broadcasts(size: int, wanted: int) -> bool:
-    """Of one axis. Not ``size in (1, wanted)``: of sizes that are symbols, Dynamo finds two that are equal different."""
+    """Of one axis. Not ``size in (1, wanted)``: there Dynamo takes two symbols for different sizes."""
     return size == 1 or size == wanted
 
 
