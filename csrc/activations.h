@@ -29,8 +29,8 @@ struct Silu {
 struct Gelu {
   template <class V>
   static MMKERN_FN Point<V> at(V u) {
-    const V below = fma(V(0.5f), erf(u * V(0.70710678118654752)), V(0.5f));
-    return {u * below, fma(u * V(0.39894228040143268), exp(u * u * V(-0.5f)), below)};
+    const V below = normal_cdf(u);
+    return {u * below, fma(u * V(0.39894228040143268), exp_flushed(u * u * V(-0.5f)), below)};
   }
 };
 
@@ -49,7 +49,7 @@ struct Relu {
   template <class V>
   static MMKERN_FN Point<V> at(V u) {
     const V zero(0.0f);
-    return {select(u < zero, zero, u), select(u > zero, V(1.0f), zero)};  // NaN stays NaN
+    return {select(u < zero, zero, u), select(u <= zero, zero, V(1.0f))};  // NaN stays NaN
   }
 };
 

@@ -91,7 +91,7 @@ PROBE_MATH(asinh, asinh(a))
 PROBE_MATH(acosh, acosh(a))
 PROBE_MATH(acosh1p, acosh1p(a))
 PROBE_MATH(atanh, atanh(a))
-PROBE_MATH(erf, erf(a))
+PROBE_MATH(normal_cdf, normal_cdf(a))
 PROBE_MATH(acos, acos(a))
 PROBE_MATH(atan2, atan2(a, b))
 PROBE_MATH(sin_of_turns, [&] {

@@ -7,8 +7,9 @@
 //   h' = U;  s' = w N + b U;  b' = sum (1 + s) U and w' = sum (1 + s) N over the samples
 #pragma once
 
-#include "activations.h"
 #include "elementwise.h"
+
+#include "../activations.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {

@@ -26,7 +26,8 @@ MMKERN_FN float select(bool mask, float a, float b) { return mask ? a : b; }
 MMKERN_FN float fma(float a, float b, float c) { return fmaf(a, b, c); }
 MMKERN_FN float sqrt(float x) { return sqrtf(x); }
 MMKERN_FN float exp(float x) { return expf(x); }
-MMKERN_FN float erf(float x) { return erff(x); }
+MMKERN_FN float exp_flushed(float x) { return expf(x); }
+MMKERN_FN float normal_cdf(float x) { return fmaf(0.5f, erff(x * 0.70710678f), 0.5f); }
 MMKERN_FN float sinh(float x) { return sinhf(x); }
 MMKERN_FN float cosh(float x) { return coshf(x); }
 MMKERN_FN float tanh(float x) { return tanhf(x); }
