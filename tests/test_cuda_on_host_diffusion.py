@@ -204,12 +204,6 @@ def test_what_is_no_number_stays_in_its_sample(shape: tuple[int, ...]) -> None:
         assert gradient[0].isfinite().all()
 
 
-def test_the_gradient_of_sums_is_read_by_its_stride() -> None:
-    args = loss_arguments(3, 5, 24)
-    repeated, found = (frame.both_ways(LOSS, args, [grad]) for grad in (torch.ones(1).expand(3), torch.ones(3)))
-    assert all(torch.equal(one, other) for one, other in zip(repeated, found, strict=True))
-
-
 # ---- Layouts ---------------------------------------------------------------------------------------------------------
 
 
