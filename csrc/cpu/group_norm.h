@@ -133,12 +133,12 @@ struct Problem {
 // Scalar: for (i < n) { to[i] = act((x[i] - mean) * by + plus); total += next[i]; }
 // The loads of what is read next fill the time of the stores.
 template <class Act, bool kStream, class T>
-double write_channel(Stored<T> x, Stored<T> to, Stored<T> next, int64_t n, V<T> mean, V<T> by, V<T> plus) {
+double write_channel(Stored<T> x, Stored<T> to, Stored<T> next, int64_t n, T mean, T by, T plus) {
   V<T> total(T(0));
   Elements<T>::each(0, n, [&](Place<T> at) __attribute__((always_inline)) {
-    const V<T> d = load(x, at) - mean;
+    const V<T> d = load(x, at) - V<T>(mean);
     total += load(next, at);
-    store<kStream>(to, at, Act::at(fma(d, by, plus)).value);
+    store<kStream>(to, at, Act::at(fma(d, V<T>(by), V<T>(plus))).value);
   });
   return double(sum(total));
 }
@@ -156,8 +156,8 @@ void write_groups(const Call& call, const Problem<T>& p) {
       total = 0;
       for (int64_t c = 0; c < x.channels; ++c) {
         const T times = channels.times(c);
-        total += write_channel<Act, kStream>(x.channel(c), to.channel(c), next.channel(c), x.positions, V<T>(of.mean),
-                                             V<T>(of.scale * times), V<T>(channels.plus(c) - of.rest * times));
+        total += write_channel<Act, kStream>(x.channel(c), to.channel(c), next.channel(c), x.positions, of.mean,
+                                             of.scale * times, channels.plus(c) - of.rest * times);
       }
     }
     store_fence();
