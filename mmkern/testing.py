@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORWARD_FACTOR = 2.0
 BACKWARD_FACTOR = 3.0
-DRAWS = 6
+FEW_DRAWS, MANY_DRAWS = 6, 24  # many where a result misses what few allow
 
 
 class ContractError(AssertionError):
@@ -102,12 +102,8 @@ def verify_forward(op: Op, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
             result = op.reference(*given)
         return result if isinstance(result, tuple) else [result]
 
-    eager_errors = _eager_error(op, args, run, [None] * len(outs))
-    for slot, (out, oracle) in enumerate(zip(outs, run(in_dtype(args, torch.float64)), strict=True)):
-        assert oracle is not None
-        what = f"{op.name}, output {slot}" if slot else op.name
-        n = _longest_sum(op, args)
-        check_contract(what, out, oracle, eager_errors[slot], factor=FORWARD_FACTOR, longest_sum=n)
+    names = [f"{op.name}, output {slot}" if slot else op.name for slot in range(len(outs))]
+    _verify(op, args, run, names, outs, [None] * len(outs), FORWARD_FACTOR)
 
 
 def verify_backward(op: Op, grads: Sequence[Tensor], args: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:
@@ -121,20 +117,43 @@ def verify_backward(op: Op, grads: Sequence[Tensor], args: Sequence[Any], gradie
         kept = [first.to(to), *(g.to(torch.promote_types(to, torch.float32)) for g in others)]
         return op.reference_gradients(kept, wanted, given, create_graph=False)
 
-    oracles = run(wide)
     scales = [
         _largest_term(op, i, grads[0].double(), wide) if i in op.scalars and want else None
         for i, want in zip(op.tensors, wanted, strict=True)
     ]
-    eager_errors = _eager_error(op, args, run, scales)
-    for slot, index in enumerate(op.tensors):
-        actual, oracle = gradients[slot], oracles[slot]
-        if actual is not None and oracle is not None:
-            what = f"{op.name}, gradient of {op.names[index]}"
-            n = _longest_sum(op, args)
-            check_contract(
-                what, actual, oracle, eager_errors[slot], factor=BACKWARD_FACTOR, longest_sum=n, scale=scales[slot]
-            )
+    names = [f"{op.name}, gradient of {op.names[i]}" for i in op.tensors]
+    _verify(op, args, run, names, gradients, scales, BACKWARD_FACTOR)
+
+
+def _verify(
+    op: Op,
+    args: Sequence[Any],
+    run: Callable[[Sequence[Any]], Sequence[Tensor | None]],
+    names: Sequence[str],
+    results: Sequence[Tensor | None],
+    scales: Sequence[Tensor | None],
+    factor: float,
+) -> None:
+    oracles = run(in_dtype(args, torch.float64))
+    n = _longest_sum(op, args)
+    for draws in (FEW_DRAWS, MANY_DRAWS):
+        eager_errors = _eager_error(op, args, run, scales, draws)
+        try:
+            for slot, (result, oracle) in enumerate(zip(results, oracles, strict=True)):
+                if result is not None and oracle is not None:
+                    check_contract(
+                        names[slot],
+                        result,
+                        oracle,
+                        eager_errors[slot],
+                        factor=factor,
+                        longest_sum=n,
+                        scale=scales[slot],
+                    )
+            return
+        except ContractError:
+            if draws == MANY_DRAWS:
+                raise
 
 
 def _eager_error(
@@ -142,8 +161,9 @@ def _eager_error(
     args: Sequence[Any],
     run: Callable[[Sequence[Any]], Sequence[Tensor | None]],
     scales: Sequence[Tensor | None],
+    draws: int,
 ) -> list[float]:
-    """The largest error of PyTorch's own over a few problems an ulp apart: that of a single one is a matter of luck.
+    """The largest error of PyTorch's own over some problems an ulp apart: that of a single one is a matter of luck.
 
     For float64 the errors are those of float32, scaled by the ratio of the two ε.
     """
@@ -151,7 +171,7 @@ def _eager_error(
     eager_dtype = torch.float32 if dtype == torch.float64 else dtype
     worst = [0.0] * len(scales)
     generator = torch.Generator().manual_seed(0)
-    for draw in range(DRAWS):
+    for draw in range(draws):
         near = in_dtype(args, eager_dtype) if dtype != eager_dtype else list(args)
         if draw > 0:
             near = [_nudged(a, generator) if _is_floating(a) and a.dim() > 0 else a for a in near]
