@@ -21,7 +21,7 @@ struct None {
 struct Silu {
   template <class V>
   static MMKERN_FN Point<V> at(V u) {
-    const V share = V(1.0f) / (V(1.0f) + exp(-u));
+    const V share = V(1.0f) / (V(1.0f) + exp_flushed(min(V(88.0f), -u)));
     return {u * share, share * fma(u, V(1.0f) - share, V(1.0f))};
   }
 };

@@ -21,13 +21,24 @@ class Elements {
     MMKERN_FN V load(const S* row) const {
       return n == V::size ? V::load(row + i) : V::load(row + i, n);
     }
+    // The same, and what lies ahead is asked for: that pays for one or two tensors, not for all of a step's.
+    template <class S>
+    MMKERN_FN V fetch(const S* row) const {
+      prefetch<false>(row);
+      return load(row);
+    }
     // The hardware fetches less far ahead of stores than of loads: see At::store.
     template <bool kStream, class S>
     MMKERN_FN void store(S* row, V v) const {
-      constexpr int kLine = 64 / int(sizeof(S)), kAhead = 512 / int(sizeof(S));
-      if (!kStream)
-        for (int line = 0; line < V::size; line += kLine) __builtin_prefetch(row + i + kAhead + line, 1);
+      if (!kStream) prefetch<true>(row);
       n == V::size ? v.template store<kStream>(row + i) : v.store(row + i, n);
+    }
+
+   private:
+    template <bool kToStore, class S>
+    MMKERN_FN void prefetch(S* row) const {
+      constexpr int kLine = 64 / int(sizeof(S)), kAhead = 512 / int(sizeof(S));
+      for (int line = 0; line < V::size; line += kLine) __builtin_prefetch(row + i + kAhead + line, kToStore);
     }
   };
 
@@ -51,6 +62,12 @@ class Elements {
     places_[slot].here_with([&](const auto* from) __attribute__((always_inline)) {
       v = is_one_[slot] ? V(Vec<T>::load(from, 1)[0]) : at.load(from);
     });
+    return v;
+  }
+  MMKERN_FN V fetch(int slot, Place at) const {
+    if (is_one_[slot]) return load(slot, at);
+    V v;
+    places_[slot].here_with([&](const auto* from) __attribute__((always_inline)) { v = at.fetch(from); });
     return v;
   }
   template <bool kStream>

@@ -36,10 +36,10 @@ void run(const Call& call, int code, int threads) {
           const auto write = [&](auto streams) {
             constexpr bool kStream = decltype(streams)::value;
             E::each(pieces.begin(piece), pieces.end(piece), [&](typename E::Place at) __attribute__((always_inline)) {
-              const auto hidden = elements.load(kHidden, at);
-              const auto gate = act.at(elements.load(kGate, at));
+              const auto hidden = elements.fetch(kHidden, at);
+              const auto gate = act.at(elements.fetch(kGate, at));
               if (!kBackward) return elements.template store<kStream>(kToHidden, at, hidden * gate.value);
-              const auto grad = elements.load(kGrad, at);
+              const auto grad = elements.fetch(kGrad, at);
               elements.template store<kStream>(kToHidden, at, grad * gate.value);
               elements.template store<kStream>(kToGate, at, grad * hidden * gate.slope);
             });

@@ -49,7 +49,7 @@ struct Group {
 template <class T>
 MMKERN_FN V<T> load(Stored<T> from, Place<T> at) {
   V<T> v;
-  from.here_with([&](const auto* numbers) __attribute__((always_inline)) { v = at.load(numbers); });
+  from.here_with([&](const auto* numbers) __attribute__((always_inline)) { v = at.fetch(numbers); });
   return v;
 }
 template <bool kStream, class T>

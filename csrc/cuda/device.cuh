@@ -23,9 +23,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 MMKERN_FN bool all(bool mask) { return mask; }
 MMKERN_FN float select(bool mask, float a, float b) { return mask ? a : b; }
+MMKERN_FN float min(float a, float b) { return a < b ? a : b; }
 MMKERN_FN float fma(float a, float b, float c) { return fmaf(a, b, c); }
 MMKERN_FN float sqrt(float x) { return sqrtf(x); }
-MMKERN_FN float exp(float x) { return expf(x); }
 MMKERN_FN float exp_flushed(float x) { return expf(x); }
 MMKERN_FN float normal_cdf(float x) { return fmaf(0.5f, erff(x * 0.70710678f), 0.5f); }
 MMKERN_FN float sinh(float x) { return sinhf(x); }
