@@ -34,6 +34,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// Whether fma rounds once.
+#if defined(MMKERN_AVX512) || defined(MMKERN_AVX2) || defined(__aarch64__)
+constexpr bool kFusesMultiplyAdd = true;
+#else
+constexpr bool kFusesMultiplyAdd = false;
+#endif
+
 struct bf16 {
   uint16_t bits;
 };
@@ -208,7 +215,7 @@ struct Vec {
     for (int k = 0; k < R; ++k) a.r[k] = a.r[k] > b.r[k] ? a.r[k] : b.r[k];
     return a;
   }
-  // a * b + c: rounded once where the level has the instruction (all but x86-64-v2), else twice
+  // a * b + c: rounded once if kFusesMultiplyAdd, else twice
   friend MMKERN_FN Vec fma(Vec a, Vec b, Vec c) {
     for (int k = 0; k < R; ++k) a.r[k] = fma_lanes(a.r[k], b.r[k], c.r[k]);
     return a;
