@@ -46,6 +46,8 @@ def arguments(task: str, shape: Shape, generator: torch.Generator) -> list[Any]:
         return [x, randn(width)]
     if task == "gated_residual":
         return [x, randn(batch, rows, width), randn(batch, width)]
+    if task == "ada_layer_norm, residual":
+        return [x, randn(batch, rows, width), *(0.1 * randn(batch, width) for _ in range(3))]
     modulators = [0.1 * randn(batch, width) for _ in range(2)]
     if task == "dual_ada_layer_norm":
         modulators.append(1 + 0.1 * randn(batch, -(-rows // rivals.FRAMES_PER_SCALE)))
@@ -60,6 +62,9 @@ MODULATION = Family(
     few=lambda x: x[:1] if x.dim() > 1 else x,
     ours={
         "ada_layer_norm": lambda x, scale, shift: ops.ada_layer_norm(x, scale=scale, shift=shift),
+        "ada_layer_norm, residual": lambda x, residual, gate, scale, shift: ops.ada_layer_norm(
+            x, scale=scale, shift=shift, gate=gate, residual=residual
+        ),
         "dual_ada_layer_norm": lambda x, *modulators: ops.dual_ada_layer_norm(x, *modulators, rivals.FRAMES_PER_SCALE),
         "film": lambda x, gamma, beta: ops.film(x, gamma, beta, gamma_offset=1.0, activation="silu"),
         "group_norm_act": lambda x, weight, bias: ops.group_norm_act(x, rivals.groups_of(x), weight, bias),
@@ -82,6 +87,7 @@ def case(op: str, shape: str, **options: Any) -> Case:
 
 CASES = [
     *(case("ada_layer_norm", "dit_xl", mode=mode) for mode in ("forward", "forward+backward")),
+    *(case("ada_layer_norm", "dit_xl", mode=mode, variant="residual") for mode in ("forward", "forward+backward")),
     case("ada_layer_norm", "dit_xl_small"),
     case("dual_ada_layer_norm", "style_dit"),
     case("geglu", "feed_forward"),

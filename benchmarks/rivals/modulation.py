@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmkern.ops._define import Result
+
 EPS = 1e-6
 FRAMES_PER_SCALE = 25
 EMBEDDING_DIM = 320
@@ -15,6 +17,14 @@ EMBEDDING_DIM = 320
 def ada_layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``modulate(norm(x), shift, scale)`` of facebookresearch/DiT."""
     return functional.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
+
+
+def ada_layer_norm_of_residual(
+    x: Tensor, residual: Tensor, gate: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Between the two halves of a block of facebookresearch/DiT."""
+    residual = residual + gate[:, None] * x
+    return ada_layer_norm(residual, scale, shift), residual
 
 
 def dual_ada_layer_norm(x: Tensor, channel_scale: Tensor, channel_shift: Tensor, frame_scale: Tensor) -> Tensor:
@@ -72,8 +82,9 @@ def swiglu(x: Tensor) -> Tensor:
     return hidden * functional.silu(gate)
 
 
-FORMULAS: dict[str, Callable[..., Tensor]] = {
+FORMULAS: dict[str, Callable[..., Result]] = {
     "ada_layer_norm": ada_layer_norm,
+    "ada_layer_norm, residual": ada_layer_norm_of_residual,
     "bias_gelu": bias_gelu,
     "film": film,
     "gated_residual": gated_residual,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmkern.extras import require
+from mmkern.ops._define import Result
 
 # The two "call" modes time what a call costs beside its arithmetic, on a tensor that is too small to matter.
 Mode = Literal["forward", "forward+backward", "call", "call+grad"]
@@ -78,11 +79,11 @@ class Family:
 
     name: str
     arguments: Callable[[str, Shape, torch.Generator], list[Any]]
-    rivals: Mapping[str, Callable[..., Tensor]]
+    rivals: Mapping[str, Callable[..., Result]]
     flops: Callable[[str, bool], float]
     peer_name: str = ""
     peer: Callable[[str, Sequence[Any]], Peer] | None = None
-    ours: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    ours: Mapping[str, Callable[..., Result]] = field(default_factory=dict)
     yardstick: Callable[[str], Literal["copy", "sgemm"]] = lambda op: "copy"
     product: Callable[[Sequence[Any]], tuple[Tensor, Tensor]] = lambda args: (args[0], args[1])
     few: Callable[[Tensor], Tensor] = few_rows
@@ -154,11 +155,12 @@ class Case:
         return math.prod(self.shape.sizes) * sum(self.family.flops(self.op, backward) for backward in passes)
 
 
-def traffic(args: Sequence[Any], out: Tensor, mode: Mode) -> int:
-    """The fewest bytes that must move: inputs and output once; backward reads them again and writes the gradients."""
+def traffic(args: Sequence[Any], outs: Sequence[Tensor], mode: Mode) -> int:
+    """The fewest bytes that must move: inputs and outputs once; backward reads them again and writes the gradients."""
     inputs = sum(a.nbytes for a in args if isinstance(a, Tensor))
-    forward = inputs + out.nbytes
-    return forward if mode != "forward+backward" else forward + 2 * inputs + out.nbytes
+    outputs = sum(out.nbytes for out in outs)
+    forward = inputs + outputs
+    return forward if mode != "forward+backward" else forward + 2 * inputs + outputs
 
 
 def load_suite(folder: Path) -> dict[str, Case]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import mmkern
 from mmkern import ops, testing
+from mmkern.ops._define import Result, in_tuple
 
 from .case import Case
 
@@ -27,33 +28,34 @@ class WrongResultError(AssertionError):
 
 @dataclass(frozen=True)
 class Side:
-    """One implementation with its inputs. ``comparable`` turns its output into mmkern's form."""
+    """One implementation with its inputs. ``comparable`` turns an output of it into mmkern's form."""
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Result]
     args: Sequence[Any]
     leaves: Sequence[Tensor]
     comparable: Callable[[Tensor], Tensor] = lambda out: out
 
-    def forward(self) -> Tensor:
-        return self.function(*self.args)
+    def forward(self) -> tuple[Tensor, ...]:
+        return in_tuple(self.function(*self.args))
 
-    def gradients(self, grad: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.forward(), self.leaves, grad)
+    def gradients(self, grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.forward(), self.leaves, grads)
 
     def timed(self, case: Case) -> Thunk:
         """What one sample times."""
         function, args = self.function, self.args
         if case.mode != "forward+backward":
             return lambda: function(*args)
-        grad = gradient_of(self.forward())
-        return lambda: self.gradients(grad)
+        grads = gradients_of(self.forward())
+        return lambda: self.gradients(grads)
 
 
-def gradient_of(out: Tensor) -> Tensor:
-    """A fixed gradient for ``out``: 1 for a loss, else noise in its shape."""
-    if out.dim() == 0:
-        return torch.ones_like(out)
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+def gradients_of(outs: Sequence[Tensor]) -> list[Tensor]:
+    """Fixed gradients for the outputs: 1 for a loss, else noise in its shape."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(out.shape, generator=generator).to(out.dtype) if out.dim() else torch.ones_like(out) for out in outs
+    ]
 
 
 def build_sides(case: Case, rivals: Sequence[str]) -> dict[str, Side]:
@@ -110,16 +112,17 @@ def check(case: Case, sides: Mapping[str, Side]) -> None:
     """
     _hold_to_contract(case, sides["mmkern"])
     ours = sides["mmkern"]
-    out = ours.forward()
-    if not torch.equal(out, ours.forward()):
+    outs = ours.forward()
+    if not all(map(torch.equal, outs, ours.forward())):
         raise WrongResultError(f"{case}: a second call gives other bits")
-    gradients = ours.gradients(gradient_of(out)) if case.mode == "forward+backward" else ()
+    gradients = ours.gradients(gradients_of(outs)) if case.mode == "forward+backward" else ()
     for name, side in sides.items():
         if name == "mmkern":
             continue
-        _close(f"{case}, {name}", side.comparable(side.forward()), out, FORWARD_TOLERANCE)
+        for theirs, mine in zip(side.forward(), outs, strict=True):
+            _close(f"{case}, {name}", side.comparable(theirs), mine, FORWARD_TOLERANCE)
         if gradients and side.leaves is ours.leaves:
-            for leaf, (theirs, mine) in enumerate(zip(side.gradients(gradient_of(out)), gradients, strict=True)):
+            for leaf, (theirs, mine) in enumerate(zip(side.gradients(gradients_of(outs)), gradients, strict=True)):
                 _close(f"{case}, {name}, gradient {leaf}", theirs, mine, BACKWARD_TOLERANCE)
 
 
@@ -127,9 +130,9 @@ def _hold_to_contract(case: Case, ours: Side) -> None:
     args = [_alone(case.family.few(a.detach()), a) if isinstance(a, Tensor) else a for a in ours.args]
     few = Side(ours.function, args, [a for a in args if isinstance(a, Tensor) and a.requires_grad])
     with mmkern.verify():
-        out = few.forward()
+        outs = few.forward()
         if case.mode == "forward+backward":
-            few.gradients(gradient_of(out))
+            few.gradients(gradients_of(outs))
 
 
 def _alone(x: Tensor, of: Tensor) -> Tensor:

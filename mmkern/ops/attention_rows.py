@@ -15,6 +15,7 @@ from ._checks import (
     Check,
     accumulation_dtype,
     boolean,
+    broadcasts,
     floating_beside,
     floating_rows,
     non_negative_number,
@@ -91,10 +92,7 @@ def _angles(x: str) -> Check:
                 f"{op}: cos has shape {list(cos)}, expected a last axis of at most {given[-1] // 2}, one a pair"
             )
         expected = [*given[:-1], cos[-1]]
-        fits = len(cos) <= len(given) and all(
-            size in (1, wanted) for size, wanted in zip(cos[::-1], expected[::-1], strict=False)
-        )
-        if not fits:
+        if len(cos) > len(given) or not all(map(broadcasts, cos[::-1], expected[::-1])):
             raise ValueError(f"{op}: cos has shape {list(cos)}, expected to broadcast to {expected}")
 
     return check

@@ -19,6 +19,7 @@ from ._checks import (
     LARGEST,
     Arguments,
     accumulation_dtype,
+    broadcasts,
     check_broadcast,
     check_number,
     check_tensor,
@@ -134,7 +135,7 @@ def _check(op: str, args: Arguments) -> None:
         if numbers is None:
             continue
         samples = x.shape[0] if x.dim() > 1 else 1
-        if numbers.dim() != 2 or numbers.shape[0] not in (1, samples) or numbers.shape[1] != size:
+        if numbers.dim() != 2 or not broadcasts(numbers.shape[0], samples) or numbers.shape[1] != size:
             raise ValueError(f"{op}: {name} has shape {list(numbers.shape)}, expected {[samples, size]} or {[1, size]}")
     for first, second in (("keep", "known"), ("keep", "known_noise")):
         if (args[first] is None) != (args[second] is None):
