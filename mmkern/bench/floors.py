@@ -72,13 +72,18 @@ def load(path: Path) -> dict[str, dict[str, Bound]]:
 
 
 def save(path: Path, floors: Floors) -> None:
-    table = {
-        case: {metric: {k: v for k, v in vars(bound).items() if k == "floor" or v} for metric, bound in bounds.items()}
-        for case, bounds in floors.items()
-    }
+    """One bound a line."""
+    cases = []
+    for case, bounds in floors.items():
+        lines = (f"    {json.dumps(metric)}: {_text(bound)}" for metric, bound in bounds.items())
+        cases.append(f"  {json.dumps(case)}: {{\n" + ",\n".join(lines) + "\n  }")
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    part.write_text("{\n" + ",\n".join(cases) + "\n}\n")
     os.replace(part, path)
+
+
+def _text(bound: Bound) -> str:
+    return json.dumps({k: v for k, v in vars(bound).items() if k == "floor" or v}, ensure_ascii=False)
 
 
 def judge(floors: Floors, measured: Mapping[str, Measurement], cases: Iterable[str], isa: str = "") -> list[Verdict]:
