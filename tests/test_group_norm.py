@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -189,7 +190,10 @@ def test_a_far_mean_costs_no_digits() -> None:
     oracle, got = functional.silu(functional.group_norm(wide, 2)), ops.group_norm_act(x, 2)
     (expected,), (found,) = torch.autograd.grad(oracle, wide, grad.double()), torch.autograd.grad(got, x, grad)
     # Kernels make good what the rounding of the mean left, of which PyTorch has 1e-3.
-    allowed = 3e-5 if backends.has_kernel(OPS["group_norm_act"], x) else 1e-2
+    allowed = 1e-2
+    if backends.has_kernel(OPS["group_norm_act"], x):
+        isa = importlib.import_module("mmkern._C").isa
+        allowed = 1e-5 if isa == "avx512" else 3e-5  # a narrower register's sums are longer
     torch.testing.assert_close(got.double(), oracle, rtol=0, atol=allowed)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=allowed)
 
