@@ -20,6 +20,8 @@ from mmkern.kernels.rows import scalar, unit_stride
 from mmkern.kernels.scalar_math import div, sqrt
 from torch import Tensor
 
+from mmkern.backends.modulation_sums import add_up_runs
+
 
 class Problem(NamedTuple):
     """What both kernels read; what is None is compiled away."""
@@ -262,18 +264,4 @@ def group_norm_act_backward(grad: Tensor, x: Tensor, *given: Any) -> None:
         with torch.cuda.device_of(x):
             tensors = problem, Strided.of(unit_stride(grad)), Strided.of(dx), sums
             backward_kernel[samples * groups,](*tensors, float(eps), groups, channels, positions, **options)
-    _add_up(*sums.unbind(2), (weight, bias, scale), others)
-
-
-def _add_up(u: Tensor, un: Tensor, modulators: tuple[Any, Any, Any], wanted: list[Any]) -> None:
-    """The gradients of weight, bias, scale and shift from the sums of each channel of a sample."""
-    weight, bias, scale = modulators
-    dweight, dbias, dscale, dshift = wanted
-    if dshift is not None:
-        dshift.copy_(u)
-    if dscale is not None:
-        of_scale = un if weight is None else un * weight
-        dscale.copy_(of_scale if bias is None else of_scale + u * bias)
-    for gradient, found in ((dbias, u), (dweight, un)):
-        if gradient is not None:
-            torch.sum(found if scale is None else found * (1 + scale), 0, out=gradient)
+    add_up_runs(*sums.unbind(2), (weight, bias, scale), others)

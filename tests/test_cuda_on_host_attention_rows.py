@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ import torch
 from mmkern import backends
 from mmkern.backends import cuda_attention_rows
 from mmkern.ops._define import OPS, in_tuple
-from tests.cases.attention_rows import CASES, randn
+from tests.cases.attention_rows import CASES, wide
 from tests.cases.case import Case
 from tests.cuda_on_host import calls, frame
-from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 # The other dtypes differ in loads and stores alone: in blocks of 16 bytes, and one by one.
@@ -30,60 +28,9 @@ RUNS = [
 ]
 
 
-def wide_rotary(width: int, pairs: int, interleaved: bool) -> Case:
-    """A row for several warps."""
-
-    def build(g: torch.Generator) -> list[Any]:
-        angle = randn(g, 9, pairs)
-        return [randn(g, 9, width), randn(g, width), angle.cos(), angle.sin(), 1e-6, True, interleaved]
-
-    return Case("rotary_embedding", f"{width} of {2 * pairs}{', interleaved' * interleaved}", build, wide=(1, 2, 3))
-
-
-def wide_merge(width: int) -> Case:
-    def build(g: torch.Generator) -> list[Any]:
-        return [randn(g, 3, width), randn(g, 3), randn(g, 3, width), randn(g, 3)]
-
-    return Case("merge_attention", str(width), build, wide=(1, 3))
-
-
-WIDE = [
-    wide_rotary(1280, 640, False),
-    wide_rotary(1280, 320, True),
-    wide_rotary(1111, 500, False),
-    wide_merge(1000),
-    wide_merge(4999),
-]
-
-
-@pytest.mark.parametrize(("case", "dtype"), [*RUNS, *((case, torch.float32) for case in WIDE)], ids=str)
+@pytest.mark.parametrize(("case", "dtype"), [*RUNS, *((case, torch.float32) for case in wide())], ids=str)
 def test_the_contract(case: Case, dtype: torch.dtype) -> None:
     frame.check_contract(case, dtype)
-
-
-def of_odd_sizes() -> list[Case]:
-    labels = ("heads inside-some empty", "9x123-near", "many rows-weight", "odd-weight-interleaved", "part-plain")
-    return [case for case in (*CASES, *WIDE[:1]) if case.label.startswith(labels)]
-
-
-@pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
-def test_the_order_of_threads_changes_nothing(
-    case: Case, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks that walk on over the rows, too."""
-    for limit in ("_MAX_BLOCKS", "_MAX_BLOCKS_OF_SUMS"):
-        monkeypatch.setattr(cuda_attention_rows, limit, 2)
-    frame.check_any_order(case, launcher)
-
-
-@pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
-def test_outputs_of_any_layout(case: Case) -> None:
-    frame.check_outputs_of_any_layout(case)
-
-
-@pytest.mark.parametrize("case", of_odd_sizes(), ids=str)
-def test_gradients_one_by_one(case: Case) -> None:
-    frame.check_gradients_one_by_one(case)
 
 
 def test_unaligned_rows_give_the_same_bits() -> None:

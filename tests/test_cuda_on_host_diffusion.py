@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mmkern import testing
-from mmkern.backends import cuda_diffusion
 from mmkern.backends.cuda_pieces import Axes
 from mmkern.ops._define import OPS, in_tuple
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column, StepArguments
@@ -19,7 +18,6 @@ from tests.cases.case import Case
 from tests.cases.diffusion import CASES, PARTS, STEPS, case, wide_losses
 from tests.cases.modulation import randn
 from tests.cuda_on_host import calls, frame
-from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,33 +47,6 @@ def test_outputs_of_other_dtypes(layout: str, dtype: torch.dtype) -> None:
     for i in range(MAX_OUTPUTS):
         args[1 + i] = args[1 + i].to(DTYPES[i % 3])
     testing.verify_forward(OPS["corrected_step"], args, in_tuple(calls.forward("corrected_step", *args)))
-
-
-ODD = [
-    case("corrected_step", layout, parts)
-    for layout, parts in (("2x70x20", "all"), ("5x123", "all"), ("2x7x64", "rescale each"), ("sliced", "known"))
-]
-ODD += [case for case in CASES if case.op == LOSS and case.label in ("2x70x20-frames", "sliced-places", "5x123")]
-ODD += wide_losses(300)
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_the_order_of_threads_changes_nothing(
-    case: Case, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Samples measured in several parts, too."""
-    monkeypatch.setattr(cuda_diffusion, "_MAX_PARTS", 3)
-    frame.check_any_order(case, launcher)
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_outputs_of_any_layout(case: Case) -> None:
-    frame.check_outputs_of_any_layout(case)
-
-
-@pytest.mark.parametrize("case", [case for case in ODD if case.op == LOSS], ids=str)
-def test_gradients_one_by_one(case: Case) -> None:
-    frame.check_gradients_one_by_one(case)
 
 
 # ---- Numbers of one's own --------------------------------------------------------------------------------------------

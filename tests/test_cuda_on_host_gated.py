@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from mmkern import testing
-from mmkern.backends import cuda_gated
 from mmkern.backends.cuda_gated import Plan
 from mmkern.backends.cuda_pieces import Pieces
 from mmkern.ops._define import OPS
@@ -19,7 +18,6 @@ from tests.cases.case import Case
 from tests.cases.gated import CASES, wide
 from tests.cases.modulation import randn
 from tests.cuda_on_host import calls, frame
-from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,31 +34,6 @@ RUNS = [
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_the_contract(case: Case, dtype: torch.dtype) -> None:
     frame.check_contract(case, dtype)
-
-
-# Several rows to a warp and to a block; runs that do not fill one; parts of a run; every kind of sharing.
-ODD = [case for case in CASES if case.label.startswith(("2x70x20-", "sliced-", "rows inside-"))]
-ODD += [*wide(300), *wide(1153)]
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_the_order_of_threads_changes_nothing(
-    case: Case, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks that take several rows, too."""
-    for limit in ("_MAX_BLOCKS", "_MAX_BLOCKS_OF_SUMS"):
-        monkeypatch.setattr(cuda_gated, limit, 3)
-    frame.check_any_order(case, launcher)
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_outputs_of_any_layout(case: Case) -> None:
-    frame.check_outputs_of_any_layout(case)
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_gradients_one_by_one(case: Case) -> None:
-    frame.check_gradients_one_by_one(case)
 
 
 # ---- Numbers of one's own --------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from mmkern.ops._define import OPS
 from tests.cases.case import Case
 from tests.cases.modulation import CASES, randn, wide
 from tests.cuda_on_host import calls, frame
-from tests.cuda_on_host.harness import HostLauncher
 
 pytestmark = pytest.mark.usefixtures("on_host")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,36 +32,6 @@ RUNS = [
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
 def test_the_contract(case: Case, dtype: torch.dtype) -> None:
     frame.check_contract(case, dtype)
-
-
-# Several rows to a warp, to a block; runs that do not fill one; parts of a run; every kind of sharing.
-ODD = [
-    case
-    for case in CASES
-    if case.label
-    in ("5x123-affine", "2x70x20-all frames", "2x70x20-each-shared gate", "rows inside-frames-one gate-rms")
-    or case.label.startswith(("2x70x20-shared and affine", "sliced-shared"))
-] + [*wide(300, 9), *wide(4104), *wide(8200)]
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_the_order_of_threads_changes_nothing(
-    case: Case, launcher: HostLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks that take several rows, too."""
-    for limit in ("_MAX_BLOCKS", "_MAX_BLOCKS_OF_SUMS"):
-        monkeypatch.setattr(cuda_modulation, limit, 3)
-    frame.check_any_order(case, launcher)
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_outputs_of_any_layout(case: Case) -> None:
-    frame.check_outputs_of_any_layout(case)
-
-
-@pytest.mark.parametrize("case", ODD, ids=str)
-def test_gradients_one_by_one(case: Case) -> None:
-    frame.check_gradients_one_by_one(case)
 
 
 def gated(g: torch.Generator, *shape: int) -> list[Any]:

@@ -55,6 +55,11 @@ def test_no_kernel_spills_and_attention_has_matrix_instructions() -> None:
         each = {"Float32Vectors": 2, "EightNeighbours": 1 + 2}.get(name[len("denoise_step<") : -1], 1)
         masks = 2 * 2
         assert found[name].wide_accesses == (13 + 3) * each + masks, name
+    for name in (name for name in found if "group_norm_act" in name and "Vectors" in name):
+        # One by one: of each piece that is held, or once, four numbers of its channel; and its sums.
+        held = int(name.split(", ")[1][:-1])
+        numbers_of_channels = 4 * max(held, 1) + ("backward" in name) * (2 * held if held else 4 + 2)
+        assert found[name].wide_accesses == found[name].global_accesses - numbers_of_channels, name
     # One by one: a row's scale and shift, each of 2 or of 4 bytes, and their sums; a row's mask and a sample's sum.
     numbers = {"affine_activation": 4, "affine_activation_backward": 4 + 2}
     numbers |= {"gated_activation": 0, "gated_activation_backward": 0}
@@ -67,9 +72,9 @@ def test_no_kernel_spills_and_attention_has_matrix_instructions() -> None:
 
 @pytest.mark.slow
 def test_everything_is_read_and_written_once() -> None:
-    """Of a norm, a row that is longer than registers hold in each pass again."""
+    """Of a norm, a row or a group that is longer than registers hold in each pass again."""
     counts = report.traffic(list(every_family().kernels))
-    assert len(counts) == 22 + 5 + 2 * (5 + 4 + 5)
+    assert len(counts) == 22 + 20 + 5 + 2 * (5 + 4 + 5)
     for name, (moved, least) in counts.items():
         longer = (7 / 3 if "backward" in name else 2) if name.endswith(", 0>") else 1
         assert moved == pytest.approx(longer * least), name

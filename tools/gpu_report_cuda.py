@@ -20,7 +20,15 @@ from pathlib import Path
 
 import torch
 
-from mmkern.backends import cuda_attention, cuda_diffusion, cuda_gated, cuda_launch, cuda_modulation, cuda_tensors
+from mmkern.backends import (
+    cuda_attention,
+    cuda_diffusion,
+    cuda_gated,
+    cuda_group_norm,
+    cuda_launch,
+    cuda_modulation,
+    cuda_tensors,
+)
 from mmkern.reference.activations import Activation
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column
 from tests.cuda_on_host.harness import Build, HostLauncher, build
@@ -72,7 +80,7 @@ def launched_with(name: str) -> tuple[int, int]:
     if norm is not None:
         rows = cuda_modulation.Plan.of(4096, norm.cols, 4096, norm.in_vectors, 512)
         return rows.threads, rows.bytes_of_sums(norm.cols) if norm.backward else 0
-    return (512 if name == "sum_partials" else 128), 0
+    return (512 if name == "sum_partials" or name.startswith("group_norm_act") else 128), 0
 
 
 NORM_COLUMNS = {1: 1152, 2: 5120, 0: 16384}  # by the chunks that a thread holds
@@ -114,6 +122,42 @@ class NormCall:
         rows = [x, out, gradient] if self.backward else [x, out]
         with cuda_launch.replaced(launcher):
             return launcher.bytes_moved(run, rows), sum(tensor.nbytes for tensor in rows)
+
+
+GROUP_POSITIONS = {5: 4096, 10: 10240, 0: 16384}  # by the pieces that a thread holds of four channels
+
+
+@dataclass(frozen=True)
+class GroupNormCall:
+    """A call that launches one of the kernels of group_norm.cuh."""
+
+    backward: bool
+    dtype: torch.dtype
+    positions: int
+
+    @classmethod
+    def of(cls, kernel: str) -> GroupNormCall | None:
+        name = re.fullmatch(r"group_norm_act(_backward)?<(\w+), (\d+)>", kernel)
+        if name is None:
+            return None
+        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[2]), torch.float32)
+        return cls(bool(name[1]), dtype, GROUP_POSITIONS[int(name[3])] - (name[2] == "OneByOne"))
+
+    def traffic(self, launcher: HostLauncher) -> tuple[int, int]:
+        """Bytes that are read and written, from a cache or from memory, but for numbers of channels; and the least."""
+        x, out, gradient = torch.ones(3, 1, 2, 4, self.positions, dtype=self.dtype)
+        of_groups, of_samples = torch.ones(2, 2, 4), torch.ones(2, 1, 2, 4)
+        options = [*of_groups, *of_samples, 1e-5, Activation.SILU]
+
+        def run() -> None:
+            if self.backward:
+                cuda_group_norm.group_norm_act_backward(out, x, *options, gradient, *[None] * 4)
+            else:
+                cuda_group_norm.group_norm_act(x, *options, out)
+
+        elements = [x, out, gradient] if self.backward else [x, out]
+        with cuda_launch.replaced(launcher):
+            return launcher.bytes_moved(run, elements), sum(tensor.nbytes for tensor in elements)
 
 
 @dataclass(frozen=True)
@@ -328,7 +372,8 @@ def kernels(architectures: Sequence[str] = ARCHITECTURES) -> list[CudaKernel]:
 def traffic(names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Bytes moved, and the least possible, of the kernels whose accesses the host harness counts."""
     counts: dict[str, tuple[int, int]] = {}
-    kinds: tuple[type[NormCall | StepCall | ElementCall], ...] = (NormCall, StepCall, ElementCall)
+    kinds: tuple[type[NormCall | GroupNormCall | StepCall | ElementCall], ...]
+    kinds = NormCall, GroupNormCall, StepCall, ElementCall
     for source in ("modulation.cpp", "diffusion.cpp"):
         launcher = HostLauncher(build(source, Build.counted))
         for name, kind in itertools.product(names, kinds):

@@ -1,5 +1,5 @@
-// One step of a denoising sampler: mmkern/reference/diffusion.py. Everything is read once and written once; what is put
-// together on the way stays in registers.
+// One step of a denoising sampler: mmkern/reference/diffusion.py. It is put together a stretch at a time, by loops that
+// each know what there is, so that memory is read once and written once.
 #pragma once
 
 #include "elementwise.h"
@@ -29,6 +29,8 @@ enum {  // Of a call. The last three are results, of which the first is always w
   kNext,
   kX0,
   kCorrected,
+  kGuided,  // the outputs put together; not of a call
+  kCount,
 };
 }  // namespace tensor
 
@@ -78,25 +80,18 @@ struct Moments {
 
 template <class T>
 class Step {
-  using V = typename Elements<T>::V;
-  using Place = typename Elements<T>::Place;
-
  public:
   Step(const Call& call, int64_t row)
-      : elements_(call, tensor::kX, row), normals_(call[tensor::kSeed]), room_(normals_ ? Pieces::kSize + 6 : 0) {
-    for (int k = 0; k < kMaxOutputs; ++k)
-      if (elements_.has(tensor::kOutputs + k)) outputs_ = k + 1;
-    for (int k = 0; k < kMaxHistory; ++k)
-      if (elements_.has(tensor::kHistory + k)) history_ = k + 1;
-  }
+      : elements_(call, tensor::kX, row),
+        normals_(call[tensor::kSeed]),
+        rooms_(tensor::kCount * kStretch + (normals_ ? Pieces::kSize + 6 : 0)) {}
 
   void operator++() { ++elements_; }
 
   // Elements begin to end of this row, of which the first is x's element `first`.
-  template <bool kStream>
-  void write(int64_t begin, int64_t end, int64_t first) const {
-    const T* const drawn = normals_ ? normals_.fill(first, end - begin, room_.data) - begin : nullptr;
-    Elements<T>::each(begin, end, [&](Place at) __attribute__((always_inline)) { write_at<kStream>(at, drawn); });
+  void write(int64_t begin, int64_t end, int64_t first, bool stream) const {
+    const T* const drawn = normals_ ? normals_.fill(first, end - begin, room(tensor::kCount)) - begin : nullptr;
+    for_each_stretch(begin, end, [&](Stretch at) { write_stretch(at, drawn ? drawn + at.begin : nullptr, stream); });
   }
 
   // Of elements begin to end of this row: the outputs put together, and output 1.
@@ -105,12 +100,17 @@ class Step {
     T means[2] = {};
     for (int pass = 0; pass < 2; ++pass) {
       double sums[2] = {};
-      Elements<T>::each(begin, end, [&](Place at) {
-        const V both[2] = {guided(at), elements_.load(tensor::kOutputs + 1, at)};
+      for_each_stretch(begin, end, [&](Stretch at) {
+        T* const guided = room(tensor::kGuided);
+        with_guided(at, [&](auto g) { for_each_vec<T>(at.n, [=](auto i) { i.keep(guided, g.at(i)); }); });
+        const T* const both[2] = {guided, read(tensor::kOutputs + 1, at)};
         for (int k = 0; k < 2; ++k) {
-          const V x = pass == 0 ? both[k] : (both[k] - V(means[k])) * (both[k] - V(means[k]));
-          if (at.n == V::size) sums[k] += double(sum(x));
-          for (int lane = 0; at.n < V::size && lane < at.n; ++lane) sums[k] += double(x[lane]);
+          const T *const x = both[k], mean = means[k];
+          const auto sum = reduce_row<T, 1>(at.n, [=](auto i, Vec<T>* acc) {
+            const Vec<T> v = i.load(x), d = i.only(v - Vec<T>(mean));
+            acc[0] = pass == 0 ? acc[0] + v : fma(d, d, acc[0]);
+          });
+          sums[k] += double(sum.total(0));
         }
       });
       for (int k = 0; k < 2; ++k) {
@@ -123,62 +123,167 @@ class Step {
   }
 
  private:
-  // Scalar: one element of each tensor, through the formulas of the reference.
-  template <bool kStream>
-  MMKERN_FN void write_at(Place at, const T* drawn) const {
+  // A part of a row, short enough for a near cache to hold what is put together on the way.
+  static constexpr int64_t kStretch = 1024;
+  struct Stretch {
+    int64_t begin, n;
+  };
+  template <class F>
+  static void for_each_stretch(int64_t begin, int64_t end, F f) {
+    for (int64_t i = begin; i < end; i += kStretch) f(Stretch{i, i + kStretch < end ? kStretch : end - i});
+  }
+
+  // What is added up: tensors, and what they are multiplied by.
+  template <int kMost>
+  struct Terms {
+    int count = 0;
+    const T* from[kMost];
+    T by[kMost];
+
+    void add(const T* tensor, T number) {
+      if (!tensor) return;
+      from[count] = tensor;
+      by[count++] = number;
+    }
+  };
+
+  T* room(int slot) const { return rooms_.data + slot * kStretch; }
+  const T* read(int slot, Stretch at) const { return elements_.read(slot, at.begin, at.n, room(slot)); }
+
+  void write_stretch(Stretch at, const T* drawn, bool stream) const {
+    const auto place = [&](int slot) {
+      T* const there = stream ? nullptr : elements_.place(slot, at.begin);
+      return there || !elements_.has(slot) ? there : room(slot);
+    };
+    const auto finish = [&](int slot, const T* found) {
+      if (found && found == room(slot)) elements_.write(slot, at.begin, at.n, found, stream);
+    };
+    T *const next = place(tensor::kNext), *const x0 = place(tensor::kX0), *const corrected = place(tensor::kCorrected);
+    const T *const by = elements_.numbers(tensor::kCoefficients), *const x = read(tensor::kX, at);
+    with_guided(at, [&](auto g) { form(at.n, x, g, x0, next); });
+    Terms<kMaxHistory + 1> terms, of_corrected;
+    for (int k = 0; k < kMaxHistory; ++k) {
+      const T* const past = read(tensor::kHistory + k, at);
+      terms.add(past, by[column::kHistory + k]);
+      of_corrected.add(past, by[column::kCorrectedHistory + k]);
+    }
+    terms.add(drawn ? drawn : read(tensor::kNoise, at), by[column::kNoise]);
+    add(terms, at.n, next);
+    if (elements_.has(tensor::kKeep)) put_known(at, next);
+    if (corrected) {
+      const Vec<T> of_x(by[column::kCorrectedSample]), of_x0(by[column::kCorrectedX0]);
+      for_each_vec<T>(at.n, [=](auto i) { i.store(corrected, fma(of_x0, i.load(x0), i.load(x) * of_x)); });
+      add(of_corrected, at.n, corrected);
+    }
+    finish(tensor::kNext, next);
+    finish(tensor::kX0, x0);
+    finish(tensor::kCorrected, corrected);
+  }
+
+  // f(g) with g.at(i) the outputs of the model, put together.
+  template <class F>
+  void with_guided(Stretch at, F f) const {
+    const T *const weights = elements_.numbers(tensor::kWeights), *const factor = elements_.numbers(tensor::kRescale);
+    const T* const mask = weights ? read(tensor::kMask, at) : nullptr;
+    Terms<kMaxOutputs> outputs, masked;
+    for (int k = 0; k < kMaxOutputs; ++k) {
+      const T* const output = read(tensor::kOutputs + k, at);
+      outputs.add(output, weights ? weights[2 * k] : T(1));
+      masked.add(output, mask ? weights[2 * k + 1] : T(0));
+    }
+    if (outputs.count == 0) return f(NoOutput{});
+    const T all = factor ? *factor : T(1);
+    with_count<kMaxOutputs>(outputs.count, [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      mask ? f(Guided<kCount, true>(outputs, masked, mask, all)) : f(Guided<kCount, false>(outputs, masked, mask, all));
+    });
+  }
+
+  struct NoOutput {
+    template <class A>
+    MMKERN_FN Vec<T> at(A) const {
+      return Vec<T>(T(0));
+    }
+  };
+  template <int kCount, bool kMasked>
+  struct Guided {
+    const T* from[kCount];
+    T by[kCount], masked[kCount];
+    const T* mask;
+    T all;
+
+    Guided(const Terms<kMaxOutputs>& outputs, const Terms<kMaxOutputs>& of_mask, const T* given, T factor)
+        : mask(given), all(factor) {
+      for (int k = 0; k < kCount; ++k) {
+        from[k] = outputs.from[k];
+        by[k] = outputs.by[k];
+        masked[k] = of_mask.by[k];
+      }
+    }
+
+    template <class A>
+    MMKERN_FN Vec<T> at(A i) const {
+      Vec<T> total(T(0));
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) {
+        Vec<T> weight(by[k]);
+        if (kMasked) weight = fma(i.load(mask), Vec<T>(masked[k]), weight);
+        total = fma(weight, i.load(from[k]), total);
+      }
+      return total * Vec<T>(all);
+    }
+  };
+
+  // Scalar: for (i < n) { x0[i] = clip((b * g[i] + a * x[i]) * s); next[i] = e * x0[i] + d * g[i] + c * x[i]; }
+  // x0 may be null.
+  template <class G>
+  void form(int64_t n, const T* x, const G& g, T* x0_to, T* next) const {
+    const T *const by = elements_.numbers(tensor::kCoefficients), *const limits = elements_.numbers(tensor::kLimits);
+    const Vec<T> of_x(by[column::kSample]), of_g(by[column::kOutput]), of_x0(by[column::kX0]);
+    if (!x0_to && by[column::kX0] == 0) {
+      for_each_vec<T>(
+          n, [=](auto i) __attribute__((always_inline)) { i.store(next, fma(of_g, g.at(i), i.load(x) * of_x)); });
+      return;
+    }
+    const Vec<T> a(by[column::kX0Sample]), b(by[column::kX0Output]), scale(by[column::kX0Scale]);
+    const Vec<T> most(limits ? limits[0] : T(0)), by_limits(limits ? limits[1] : T(1));
+    for_each_vec<T>(n, [=](auto i) __attribute__((always_inline)) {
+      const Vec<T> sample = i.load(x), output = g.at(i);
+      Vec<T> x0 = fma(b, output, sample * a) * scale;
+      if (limits) x0 = min(most, max(-most, x0)) * by_limits;  // NaN stays NaN
+      i.store(next, fma(of_x0, x0, fma(of_g, output, sample * of_x)));
+      if (x0_to) i.store(x0_to, x0);
+    });
+  }
+
+  // Scalar: for (i < n) for (k < count) to[i] += by[k] * from[k][i];
+  template <int kMost>
+  static void add(const Terms<kMost>& terms, int64_t n, T* to) {
+    with_count<kMost>(terms.count, [&](auto count) {
+      for_each_vec<T>(n, [=](auto i) __attribute__((always_inline)) {
+        Vec<T> total = i.load(to);
+#pragma GCC unroll 8
+        for (int k = 0; k < decltype(count)::value; ++k) total = fma(Vec<T>(terms.by[k]), i.load(terms.from[k]), total);
+        i.keep(to, total);
+      });
+    });
+  }
+
+  // Scalar: for (i < n) next[i] += keep[i] * (p * known[i] + q * noise[i] - next[i]);
+  void put_known(Stretch at, T* next) const {
     const T* const by = elements_.numbers(tensor::kCoefficients);
-    const V x = elements_.load(tensor::kX, at), output = guided(at);
-    const V x0 = clipped(fma(V(by[column::kX0Output]), output, x * V(by[column::kX0Sample])) * V(by[column::kX0Scale]));
-    V next = fma(V(by[column::kX0]), x0, fma(V(by[column::kOutput]), output, x * V(by[column::kSample])));
-    const bool corrects = elements_.has(tensor::kCorrected);
-    V corrected(T(0));
-    if (corrects) corrected = fma(V(by[column::kCorrectedX0]), x0, x * V(by[column::kCorrectedSample]));
-    for (int k = 0; k < history_; ++k) {
-      if (!elements_.has(tensor::kHistory + k)) continue;
-      const V past = elements_.load(tensor::kHistory + k, at);
-      next = fma(V(by[column::kHistory + k]), past, next);
-      if (corrects) corrected = fma(V(by[column::kCorrectedHistory + k]), past, corrected);
-    }
-    if (drawn)
-      next = fma(V(by[column::kNoise]), at.load(drawn), next);
-    else if (elements_.has(tensor::kNoise))
-      next = fma(V(by[column::kNoise]), elements_.load(tensor::kNoise, at), next);
-    if (elements_.has(tensor::kKeep)) {
-      const V known = fma(V(by[column::kKnownNoise]), elements_.load(tensor::kKnownNoise, at),
-                          elements_.load(tensor::kKnown, at) * V(by[column::kKnown]));
-      next = fma(elements_.load(tensor::kKeep, at), known - next, next);
-    }
-    elements_.template store<kStream>(tensor::kNext, at, next);
-    if (elements_.has(tensor::kX0)) elements_.template store<kStream>(tensor::kX0, at, x0);
-    if (corrects) elements_.template store<kStream>(tensor::kCorrected, at, corrected);
-  }
-
-  // The outputs of the model, put together.
-  MMKERN_FN V guided(Place at) const {
-    const T* const weights = elements_.numbers(tensor::kWeights);
-    const bool is_masked = weights && elements_.has(tensor::kMask);
-    const V mask = is_masked ? elements_.load(tensor::kMask, at) : V(T(0));
-    V total(T(0));
-    for (int k = 0; k < outputs_; ++k) {
-      if (!elements_.has(tensor::kOutputs + k)) continue;
-      V weight(weights ? weights[2 * k] : T(1));
-      if (is_masked) weight = fma(mask, V(weights[2 * k + 1]), weight);
-      total = fma(weight, elements_.load(tensor::kOutputs + k, at), total);
-    }
-    const T* const factor = elements_.numbers(tensor::kRescale);
-    return factor ? total * V(*factor) : total;
-  }
-
-  MMKERN_FN V clipped(V x0) const {
-    const T* const limits = elements_.numbers(tensor::kLimits);
-    if (!limits) return x0;
-    return min(V(limits[0]), max(V(-limits[0]), x0)) * V(limits[1]);  // NaN stays NaN
+    const Vec<T> of_known(by[column::kKnown]), of_noise(by[column::kKnownNoise]);
+    const T *const keep = read(tensor::kKeep, at), *const known = read(tensor::kKnown, at),
+                   *const noise = read(tensor::kKnownNoise, at);
+    for_each_vec<T>(at.n, [=](auto i) {
+      const Vec<T> x = i.load(next), there = fma(of_noise, i.load(noise), i.load(known) * of_known);
+      i.keep(next, fma(i.load(keep), there - x, x));
+    });
   }
 
   Elements<T> elements_;
   const Normals<T> normals_;
-  const Scratch<T> room_;
-  int outputs_ = 0, history_ = 0;
+  const Scratch<T> rooms_;  // a stretch for each tensor, and noise for a piece
 };
 
 // In the place of how far to rescale, one factor a sample: 1 for now. Without any, nothing is there.
@@ -235,7 +340,7 @@ void run_step(const Call& given) {
       given.threads, [&](int64_t row) { return Step<T>(call, row); },
       [&](const Step<T>& step, int64_t piece) {
         const int64_t begin = pieces.begin(piece), end = pieces.end(piece), first = pieces.first_element(piece);
-        stream ? step.template write<true>(begin, end, first) : step.template write<false>(begin, end, first);
+        step.write(begin, end, first, stream);
       });
 }
 

@@ -75,6 +75,28 @@ class Elements {
     places_[slot].here_with([&](auto* to) __attribute__((always_inline)) { at.template store<kStream>(to, v); });
   }
 
+  // Elements from `begin` on, as T: where they lie, or in room for them; null where the tensor is not there.
+  const T* read(int slot, int64_t begin, int64_t n, T* room) const {
+    if (!has(slot)) return nullptr;
+    if (is_one_[slot]) {
+      const V all = load(slot, {0, 1});
+      each(0, n,
+           [=](Place at) { at.n == V::size ? V(all[0]).store(room + at.i) : V(all[0]).store(room + at.i, at.n); });
+      return room;
+    }
+    if (const T* const there = place(slot, begin)) return there;
+    (places_[slot] + begin).read(n, room);
+    return room;
+  }
+  // Where they lie, or null if they are not stored as T.
+  T* place(int slot, int64_t begin) const {
+    T* const row = places_[slot].as_they_are();
+    return row ? row + begin : nullptr;
+  }
+  void write(int slot, int64_t begin, int64_t n, const T* from, bool stream) const {
+    (places_[slot] + begin).write(n, from, stream);
+  }
+
   // f(place) for elements begin to end.
   template <class F>
   static MMKERN_FN void each(int64_t begin, int64_t end, F f) {

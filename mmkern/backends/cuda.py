@@ -17,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkern.backends import cuda_attention, cuda_attention_rows, cuda_diffusion, cuda_gated, cuda_modulation
+from mmkern.backends import (
+    cuda_attention,
+    cuda_attention_rows,
+    cuda_diffusion,
+    cuda_gated,
+    cuda_group_norm,
+    cuda_modulation,
+)
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import COLUMNS, DTYPES, MAX_LANES, address, fits_vectors, lanes_of
 
@@ -423,6 +430,8 @@ KERNELS: dict[str, Callable[..., None]] = {
     "affine_activation_backward": cuda_gated.affine_activation_backward,
     "gated_activation": cuda_gated.gated_activation,
     "gated_activation_backward": cuda_gated.gated_activation_backward,
+    "group_norm_act": cuda_group_norm.group_norm_act,
+    "group_norm_act_backward": cuda_group_norm.group_norm_act_backward,
     "denoise_step": cuda_diffusion.denoise_step,
     "multistep": cuda_diffusion.multistep,
     "corrected_step": cuda_diffusion.corrected_step,

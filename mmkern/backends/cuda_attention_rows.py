@@ -93,12 +93,13 @@ def _rotary(
     given = [grid_rows(tensor) for tensor in (x, cos, sin, grad)]
 
     def run(to: Tensor | None) -> None:
+        to = None if to is None else four_axes(to)
         in_vectors = (
             pairs % _PAIRS == 0 and cols % (2 * _PAIRS) == 0 and grids_fit_vectors((*given, to, grid_rows(weight)))
         )
         arguments = _ROTARY_ARGS.pack(
             *(rows, heads, length, cols, lanes, DTYPES[x.dtype], in_vectors),
-            *(entry for tensor in (*given, None if to is None else four_axes(to)) for entry in grid_entries(tensor)),
+            *(entry for tensor in (*given, to) for entry in grid_entries(tensor)),
             0 if weight is None else weight.data_ptr(),
             0 if partials is None else partials.data_ptr(),
             pairs,

@@ -91,19 +91,23 @@ class PartialSums:
             frames.copy_(self.frames.view(frames.numel(), -1).sum(1).view_as(frames))
 
     def _add_up_columns(self, sums: Tensor, modulators: Sequence[Tensor | None], wanted: Sequence[Any]) -> None:
-        weight, bias, scale = modulators
-        dweight, dbias, dscale, dshift = wanted
         runs = self.sharing.rows // self.sharing.modulated_run
         u, un = sums.view(runs, -1, *sums.shape[1:]).sum(1).unbind(1)
-        if not self.sharing.of_each_row:
-            if dshift is not None:
-                dshift.copy_(u.view_as(dshift))
-            if dscale is not None:
-                of_scale = un if weight is None else un * weight
-                dscale.copy_((of_scale if bias is None else of_scale + u * bias).view_as(dscale))
-            if scale is not None:
-                factor = 1 + scale.reshape(u.shape)
-                u, un = u * factor, un * factor
-        for gradient, found in ((dbias, u), (dweight, un)):
-            if gradient is not None:
-                torch.sum(found, 0, out=gradient)
+        if self.sharing.of_each_row:  # the kernel has written those of scale and shift
+            modulators, wanted = (*modulators[:2], None), (*wanted[:2], None, None)
+        add_up_runs(u, un, modulators, wanted)
+
+
+def add_up_runs(u: Tensor, un: Tensor, modulators: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> None:
+    """The gradients of weight, bias, scale and shift, from Σ u and Σ u·n of each run of rows that share the latter."""
+    weight, bias, scale = modulators
+    dweight, dbias, dscale, dshift = wanted
+    if dshift is not None:
+        dshift.copy_(u.view_as(dshift))
+    if dscale is not None:
+        of_scale = un if weight is None else un * weight
+        dscale.copy_((of_scale if bias is None else of_scale + u * bias).view_as(dscale))
+    factor = None if scale is None else 1 + scale.reshape(u.shape)
+    for gradient, found in ((dbias, u), (dweight, un)):
+        if gradient is not None:
+            torch.sum(found if factor is None else found * factor, 0, out=gradient)

@@ -134,3 +134,36 @@ def _rotary_cases() -> Iterator[Case]:
 
 
 CASES: list[Case] = [*_merge_cases(), *_rotary_cases()]
+
+
+def _wide_rotary(width: int, pairs: int, interleaved: bool) -> Case:
+    """A row for several warps."""
+
+    def build(g: torch.Generator) -> list[Any]:
+        angle = randn(g, 9, pairs)
+        return [randn(g, 9, width), randn(g, width), angle.cos(), angle.sin(), 1e-6, True, interleaved]
+
+    return Case("rotary_embedding", f"{width} of {2 * pairs}{', interleaved' * interleaved}", build, wide=(1, 2, 3))
+
+
+def _wide_merge(width: int) -> Case:
+    def build(g: torch.Generator) -> list[Any]:
+        return [randn(g, 3, width), randn(g, 3), randn(g, 3, width), randn(g, 3)]
+
+    return Case("merge_attention", str(width), build, wide=(1, 3))
+
+
+def wide() -> list[Case]:
+    return [
+        _wide_rotary(1280, 640, False),
+        _wide_rotary(1280, 320, True),
+        _wide_rotary(1111, 500, False),
+        _wide_merge(1000),
+        _wide_merge(4999),
+    ]
+
+
+def odd() -> list[Case]:
+    """Rows that do not fill a warp or a block."""
+    labels = "heads inside-some empty", "9x123-near", "many rows-weight", "odd-weight-interleaved", "part-plain"
+    return [*(case for case in CASES if case.label.startswith(labels)), _wide_rotary(1280, 640, False)]

@@ -174,3 +174,10 @@ def of_every_kernel() -> list[Case]:
     steps = [*alike, replace(alike[0], label=f"{alike[0].label}-wide outputs", wide=(*_WIDE, *outputs))]
     losses = [loss_case(layout, _places) for layout in ("2x7x64", "5x123")]
     return [*steps, *losses, replace(losses[0], label=f"{losses[0].label}-wide target", wide=(1, 2))]
+
+
+def odd() -> list[Case]:
+    """Pieces that do not fill a warp, samples that do not fill a part of them."""
+    steps = (("2x70x20", "all"), ("5x123", "all"), ("2x7x64", "rescale each"), ("sliced", "known"))
+    losses = [loss_case("2x70x20", _frames), loss_case("sliced", _places), loss_case("5x123")]
+    return [*(case("corrected_step", layout, parts) for layout, parts in steps), *losses, *wide_losses(300)]

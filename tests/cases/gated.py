@@ -92,3 +92,9 @@ def of_every_kernel() -> list[Case]:
     ]
     odd = affine_case("5x123", "channels")
     return [*cases, odd, replace(cases[0], label=f"{cases[0].label}-wide", wide=(1, 2))]
+
+
+def odd() -> list[Case]:
+    """Several rows to a warp and to a block; runs that do not fill one; parts of a run; every kind of sharing."""
+    cases = [case for case in CASES if case.label.startswith(("2x70x20-", "sliced-", "rows inside-"))]
+    return [*cases, *wide(300), *wide(1153)]

@@ -62,3 +62,25 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = list(dict.fromkeys(_cases()))
+
+
+def large(channels: int, positions: int) -> Case:
+    """Groups for several warps, in one piece of each channel or more."""
+
+    def build(g: torch.Generator) -> list[Any]:
+        shape = 2, 2, channels
+        tensors = (randn(g, *size) for size in ((*shape, positions), shape[1:], shape[1:], shape, shape))
+        return [*tensors, 1e-5, int(Activation.SILU)]
+
+    return Case("group_norm_act", f"2x2x{channels}x{positions}", build, wide=(1, 2, 3, 4))
+
+
+def of_every_kernel() -> list[Case]:
+    """Groups that threads hold in 5 pieces each, in 10 and not at all, in blocks of 16 bytes and one by one."""
+    return [large(5, positions) for positions in (64, 123, 5000, 5001, 9000, 9001)]
+
+
+def odd() -> list[Case]:
+    """Several channels to a warp and to a block; channels that do not fill one; parts of a channel."""
+    cases = [case for case in CASES if case.label.startswith(("2x3x4x25-", "sliced", "samples inside", "columns"))]
+    return [*cases, large(70, 20), large(3, 300), large(3, 1153), large(6, 9001)]

@@ -122,3 +122,11 @@ def wide(cols: int, rows: int = 3, centered: bool = True) -> list[Case]:
 def of_every_kernel() -> list[Case]:
     """Rows that a lane holds in one chunk, in two and not at all, in blocks of 16 bytes and one by one."""
     return [case for cols in (64, 123, 4101, 4104, 8200) for case in wide(cols)]
+
+
+def odd() -> list[Case]:
+    """Several rows to a warp, to a block; runs that do not fill one; parts of a run; every kind of sharing."""
+    labels = "5x123-affine", "2x70x20-all frames", "2x70x20-each-shared gate", "rows inside-frames-one gate-rms"
+    starts = "2x70x20-shared and affine", "sliced-shared"
+    cases = [case for case in CASES if case.label in labels or case.label.startswith(starts)]
+    return [*cases, *wide(300, 9), *wide(4104), *wide(8200)]

@@ -99,8 +99,9 @@ def unaligned(x: Tensor) -> Tensor:
 
 
 def turned(x: Tensor) -> Tensor:
-    """Of five axes, in an order that does not collapse."""
-    return x.permute(3, 1, 4, 0, 2).contiguous().permute(3, 1, 4, 0, 2)
+    """Of four axes or five, in an order that does not collapse."""
+    order = (3, 1, 2, 0) if x.dim() == 4 else (3, 1, 4, 0, 2)  # its own inverse
+    return x.permute(order).contiguous().permute(order)
 
 
 def spread(x: Tensor) -> Tensor:
