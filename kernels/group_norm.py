@@ -207,6 +207,9 @@ def backward_kernel(
 
 # Elements of a tile, and of one that a warp holds.
 _TILE, _PER_WARP = 4096, 256
+# What a thread of 16 warps can have: left to itself ptxas spills a few to halve the registers. AMD's compiler knows no
+# such option.
+_OPTIONS = {} if torch.version.hip else {"maxnreg": 128}
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,7 @@ class _Tile:
             "BLOCK": self.cols,
             "num_warps": min(max(self.rows * self.cols // _PER_WARP, 1), 16),
             "enable_fp_fusion": False,
+            **_OPTIONS,
         }
 
 

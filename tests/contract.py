@@ -67,3 +67,20 @@ def by_autograd(
         return [next(found) if want else None for want in wanted]
 
     return run
+
+
+def kernels_when_compiled(run: Callable[..., Tensor], *args: Tensor) -> list[str]:
+    """The ops of mmkern in the graph that a compiler gets; ``run`` and its gradients are the same through it."""
+    kernels: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        kernels.extend(str(n.target) for n in module.graph.nodes if "mmkern" in str(n.target))
+        return module.forward
+
+    def both(run: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in args]
+        out = run(*leaves)
+        return (out, *torch.autograd.grad(out.square().sum(), leaves))
+
+    torch.testing.assert_close(both(torch.compile(run, fullgraph=True, backend=backend)), both(run))
+    return kernels

@@ -238,6 +238,20 @@ def test_compile_without_graph_breaks() -> None:
     torch.testing.assert_close(compiled(g[0], x), run(g[0], x))
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_compiler_sees_into_a_step_that_draws_no_noise(seed: int | None) -> None:
+    """And can fuse it with what stands beside it."""
+    coefficients = solvers.ddim(HERE, THERE, eta=0.5)
+
+    def run(g: Tensor, x: Tensor) -> Tensor:
+        noise = torch.ones_like(x) if seed is None else None
+        step = ops.ddim_step(g, 2 * x, coefficients, seed=seed, clip=0.7, noise=noise)
+        return step + ops.denoising_loss(g, x)
+
+    found = contract.kernels_when_compiled(run, *torch.randn(2, 2, 3, 8))
+    assert found == ([] if seed is None else ["mmkern.denoise_step"])
+
+
 def test_same_bits_for_any_number_of_threads() -> None:
     g = torch.randn(2, 3, 50, 301)
     x = torch.randn(3, 50, 301)

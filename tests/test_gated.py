@@ -117,7 +117,7 @@ def test_compiled_once_for_sizes_of_any_kind() -> None:
 
     def run(x: Tensor, condition: Tensor) -> Tensor:
         made = functional.linear(condition, weight)
-        return ops.film(x, made, made)
+        return ops.film(x, made, made, activation="silu")
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for of_x, of_condition in (((3, 5), (3, 5)), ((3, 4, 2), (3, 1, 2)), ((3, 6, 5), (3, 6, 1))):
@@ -132,6 +132,16 @@ def test_compile_without_graph_breaks() -> None:
         return ops.geglu(ops.film(x, gamma, gamma, activation="gelu_tanh"))
 
     torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(x), run(x))
+
+
+def test_a_compiler_sees_into_what_has_no_activation() -> None:
+    """And can fuse it with what stands beside it."""
+
+    def run(x: Tensor, gamma: Tensor, gate: Tensor) -> Tensor:
+        return ops.film(ops.gated_residual(x, ops.film(x, gamma, gamma), gate), gamma, gamma, activation="silu")
+
+    found = contract.kernels_when_compiled(run, torch.randn(2, 5, 8), torch.randn(2, 8), torch.randn(2, 8))
+    assert found == ["mmkern.affine_activation"]
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 700), (1, 300, 1), (1, 1, 1)])

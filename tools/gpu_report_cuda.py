@@ -83,6 +83,7 @@ def launched_with(name: str) -> tuple[int, int]:
     return (512 if name == "sum_partials" or name.startswith("group_norm_act") else 128), 0
 
 
+TYPES = {access: dtype for dtype, access in cuda_tensors.ACCESS.items()}
 NORM_COLUMNS = {1: 1152, 2: 5120, 0: 16384}  # by the chunks that a thread holds
 
 
@@ -100,7 +101,7 @@ class NormCall:
         name = re.fullmatch(r"adaptive_norm(_backward)?<(\w+), (\d)>", kernel)
         if name is None:
             return None
-        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[2]), None)
+        dtype = TYPES.get(name[2])
         in_vectors = dtype is not None
         return cls(bool(name[1]), dtype or torch.float32, NORM_COLUMNS[int(name[3])] + (not in_vectors), in_vectors)
 
@@ -140,7 +141,7 @@ class GroupNormCall:
         name = re.fullmatch(r"group_norm_act(_backward)?<(\w+), (\d+)>", kernel)
         if name is None:
             return None
-        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[2]), torch.float32)
+        dtype = TYPES.get(name[2], torch.float32)
         return cls(bool(name[1]), dtype, GROUP_POSITIONS[int(name[3])] - (name[2] == "OneByOne"))
 
     def traffic(self, launcher: HostLauncher) -> tuple[int, int]:
@@ -173,7 +174,7 @@ class StepCall:
         name = re.fullmatch(r"denoise_step<(\w+)>", kernel)
         if name is None:
             return None
-        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[1]), torch.float32)
+        dtype = TYPES.get(name[1], torch.float32)
         return cls(dtype, torch.bfloat16 if name[1] == "EightNeighbours" else dtype, 64 + (name[1] == "OneByOne"))
 
     def traffic(self, launcher: HostLauncher) -> tuple[int, int]:
@@ -206,7 +207,7 @@ class ElementCall:
         name = re.fullmatch(r"(affine_activation|gated_activation|masked_squared_error)(_backward)?<(\w+)>", kernel)
         if name is None:
             return None
-        dtype = next((dtype for dtype, access in cuda_tensors.ACCESS.items() if access == name[3]), torch.float32)
+        dtype = TYPES.get(name[3], torch.float32)
         other = torch.bfloat16 if name[3] == "EightNeighbours" else dtype
         return cls(name[1], bool(name[2]), dtype, other, 64 + (name[3] == "OneByOne"))
 

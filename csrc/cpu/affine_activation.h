@@ -50,36 +50,51 @@ class Row {
  public:
   using V = typename Elements<T>::V;
   using Place = typename Elements<T>::Place;
+  using Stretch = typename Elements<T>::Stretch;
 
-  Row(const Call& call, T offset, int64_t row) : elements_(call, kX, row), offset_(offset) {
+  Row(const Call& call, T offset, int64_t row) : elements_(call, kX, row, kTensors), offset_(offset) {
     for (int k = 0; k < 2; ++k) whole_[k] = is_whole(call, k);
   }
 
   void operator++() { ++elements_; }
 
   // Scalar: for (i = begin; i < end; ++i) y[i] = act((offset + scale[i]) * x[i] + shift[i]);
-  template <bool kStream>
-  void write(int64_t begin, int64_t end) const {
-    Elements<T>::each(begin, end, [&](Place at) __attribute__((always_inline)) {
-      elements_.template store<kStream>(kY, at, Act::at(argument(at, elements_.load(kX, at))).value);
+  void write(int64_t begin, int64_t end, bool stream) const {
+    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+      const Argument u(*this, s);
+      T* const to = elements_.place(kY, s);
+      Elements<T>::each_to(to, elements_.room(kY), s.n, stream, [=](auto at) __attribute__((always_inline)) {
+        at.store(to, Act::at(u.at(at, at.load(u.x))).value);
+      });
+      elements_.finish(kY, s, to, stream);
     });
   }
 
   // The gradients of what has one for each element; f(at, k, terms) is told the others', of scale and of shift.
   template <class F>
   void differentiate(int64_t begin, int64_t end, F f) const {
-    Elements<T>::each(begin, end, [&](Place at) __attribute__((always_inline)) {
-      const V x = elements_.load(kX, at);
-      const V slope = elements_.load(kGrad, at) * Act::at(argument(at, x)).slope;
-      if (elements_.has(kToX)) elements_.template store<false>(kToX, at, slope * factor(at));
-      const V terms[2] = {slope * x, slope};
+    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+      const Argument u(*this, s);
+      const T* const grad = elements_.read(kGrad, s);
+      T* const to_x = elements_.place(kToX, s);
+      T* to[2] = {};
+      bool shares[2] = {};
       for (int k = 0; k < 2; ++k) {
-        if (!elements_.has(kToScale + k)) continue;
-        if (whole_[k])
-          elements_.template store<false>(kToScale + k, at, terms[k]);
-        else
-          f(at, k, terms[k]);
+        if (whole_[k]) to[k] = elements_.place(kToScale + k, s);
+        shares[k] = !whole_[k] && elements_.has(kToScale + k);
       }
+      Elements<T>::each(0, s.n, [=](Place at) __attribute__((always_inline)) {
+        const V x = at.load(u.x), slope = at.load(grad) * Act::at(u.at(at, x)).slope;
+        if (to_x) at.store(to_x, slope * u.factor(at));
+        const V terms[2] = {slope * x, slope};
+        for (int k = 0; k < 2; ++k) {
+          if (to[k]) at.store(to[k], terms[k]);
+          if (shares[k]) f(Place{s.begin + at.i, at.n}, k, terms[k]);
+        }
+      });
+      elements_.finish(kToX, s, to_x, false);
+      for (int k = 0; k < 2; ++k)
+        if (to[k]) elements_.finish(kToScale + k, s, to[k], false);
     });
   }
   // Those of the row of scale and of shift that is shared here: `width` numbers each.
@@ -91,14 +106,26 @@ class Row {
   }
 
  private:
-  MMKERN_FN V factor(Place at) const {
-    const V offset(offset_);
-    return elements_.has(kScale) ? offset + elements_.load(kScale, at) : offset;
-  }
-  MMKERN_FN V argument(Place at, V x) const {
-    const V by = factor(at);
-    return elements_.has(kShift) ? fma(by, x, elements_.load(kShift, at)) : by * x;
-  }
+  // (offset + scale) x + shift in a stretch.
+  struct Argument {
+    const T *x, *scale, *shift;
+    V offset;
+
+    Argument(const Row& row, Stretch s)
+        : x(row.elements_.read(kX, s)),
+          scale(row.elements_.read(kScale, s)),
+          shift(row.elements_.read(kShift, s)),
+          offset(row.offset_) {}
+
+    template <class P>
+    MMKERN_FN V factor(P at) const {
+      return scale ? offset + at.load(scale) : offset;
+    }
+    template <class P>
+    MMKERN_FN V at(P i, V of) const {
+      return shift ? fma(factor(i), of, i.load(shift)) : factor(i) * of;
+    }
+  };
 
   // A whole one moves along every axis that x has.
   static bool is_whole(const Call& call, int k) {
@@ -119,10 +146,7 @@ void write_all(const Call& call, T offset, int threads) {
   const bool stream = streams(without_gaps(call[kY]));
   pieces.for_each(
       threads, [&](int64_t row) { return Row<T, Act>(call, offset, row); },
-      [&](const Row<T, Act>& row, int64_t piece) {
-        const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
-        stream ? row.template write<true>(begin, end) : row.template write<false>(begin, end);
-      });
+      [&](const Row<T, Act>& row, int64_t piece) { row.write(pieces.begin(piece), pieces.end(piece), stream); });
 }
 
 // Rows, `run` neighbours of them, share one number; or none is shared.
@@ -170,7 +194,7 @@ void differentiate_columns(const Call& call, int64_t run, T offset, int threads)
       R row(call, offset, blocks.first(block));
       for (int64_t i = blocks.first(block); i < blocks.last(block); ++i, ++row) {
         row.differentiate(0, cols, [&](typename R::Place at, int k, V terms) __attribute__((always_inline)) {
-          at.template store<false>(sums + k * cols, at.load(sums + k * cols) + terms);
+          at.keep(sums + k * cols, at.load(sums + k * cols) + terms);
         });
       }
     }

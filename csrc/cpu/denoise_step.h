@@ -80,18 +80,21 @@ struct Moments {
 
 template <class T>
 class Step {
+  using Stretch = typename Elements<T>::Stretch;
+
  public:
   Step(const Call& call, int64_t row)
-      : elements_(call, tensor::kX, row),
-        normals_(call[tensor::kSeed]),
-        rooms_(tensor::kCount * kStretch + (normals_ ? Pieces::kSize + 6 : 0)) {}
+      : elements_(call, tensor::kX, row, tensor::kCount, call[tensor::kSeed] ? Pieces::kSize + 6 : 0),
+        normals_(call[tensor::kSeed]) {}
 
   void operator++() { ++elements_; }
 
   // Elements begin to end of this row, of which the first is x's element `first`.
   void write(int64_t begin, int64_t end, int64_t first, bool stream) const {
-    const T* const drawn = normals_ ? normals_.fill(first, end - begin, room(tensor::kCount)) - begin : nullptr;
-    for_each_stretch(begin, end, [&](Stretch at) { write_stretch(at, drawn ? drawn + at.begin : nullptr, stream); });
+    const T* const drawn =
+        normals_ ? normals_.fill(first, end - begin, elements_.room(tensor::kCount)) - begin : nullptr;
+    Elements<T>::for_each_stretch(begin, end,
+                                  [&](Stretch at) { write_stretch(at, drawn ? drawn + at.begin : nullptr, stream); });
   }
 
   // Of elements begin to end of this row: the outputs put together, and output 1.
@@ -100,8 +103,8 @@ class Step {
     T means[2] = {};
     for (int pass = 0; pass < 2; ++pass) {
       double sums[2] = {};
-      for_each_stretch(begin, end, [&](Stretch at) {
-        T* const guided = room(tensor::kGuided);
+      Elements<T>::for_each_stretch(begin, end, [&](Stretch at) {
+        T* const guided = elements_.room(tensor::kGuided);
         with_guided(at, [&](auto g) { for_each_vec<T>(at.n, [=](auto i) { i.keep(guided, g.at(i)); }); });
         const T* const both[2] = {guided, read(tensor::kOutputs + 1, at)};
         for (int k = 0; k < 2; ++k) {
@@ -123,16 +126,6 @@ class Step {
   }
 
  private:
-  // A part of a row, short enough for a near cache to hold what is put together on the way.
-  static constexpr int64_t kStretch = 1024;
-  struct Stretch {
-    int64_t begin, n;
-  };
-  template <class F>
-  static void for_each_stretch(int64_t begin, int64_t end, F f) {
-    for (int64_t i = begin; i < end; i += kStretch) f(Stretch{i, i + kStretch < end ? kStretch : end - i});
-  }
-
   // What is added up: tensors, and what they are multiplied by.
   template <int kMost>
   struct Terms {
@@ -147,16 +140,12 @@ class Step {
     }
   };
 
-  T* room(int slot) const { return rooms_.data + slot * kStretch; }
-  const T* read(int slot, Stretch at) const { return elements_.read(slot, at.begin, at.n, room(slot)); }
+  const T* read(int slot, Stretch at) const { return elements_.read(slot, at); }
 
   void write_stretch(Stretch at, const T* drawn, bool stream) const {
+    // What goes past the caches is put together in its room.
     const auto place = [&](int slot) {
-      T* const there = stream ? nullptr : elements_.place(slot, at.begin);
-      return there || !elements_.has(slot) ? there : room(slot);
-    };
-    const auto finish = [&](int slot, const T* found) {
-      if (found && found == room(slot)) elements_.write(slot, at.begin, at.n, found, stream);
+      return stream && elements_.has(slot) ? elements_.room(slot) : elements_.place(slot, at);
     };
     T *const next = place(tensor::kNext), *const x0 = place(tensor::kX0), *const corrected = place(tensor::kCorrected);
     const T *const by = elements_.numbers(tensor::kCoefficients), *const x = read(tensor::kX, at);
@@ -175,9 +164,9 @@ class Step {
       for_each_vec<T>(at.n, [=](auto i) { i.store(corrected, fma(of_x0, i.load(x0), i.load(x) * of_x)); });
       add(of_corrected, at.n, corrected);
     }
-    finish(tensor::kNext, next);
-    finish(tensor::kX0, x0);
-    finish(tensor::kCorrected, corrected);
+    elements_.finish(tensor::kNext, at, next, stream);
+    elements_.finish(tensor::kX0, at, x0, stream);
+    elements_.finish(tensor::kCorrected, at, corrected, stream);
   }
 
   // f(g) with g.at(i) the outputs of the model, put together.
@@ -282,8 +271,7 @@ class Step {
   }
 
   Elements<T> elements_;
-  const Normals<T> normals_;
-  const Scratch<T> rooms_;  // a stretch for each tensor, and noise for a piece
+  const Normals<T> normals_;  // a piece of them goes to the room behind those of slots
 };
 
 // In the place of how far to rescale, one factor a sample: 1 for now. Without any, nothing is there.

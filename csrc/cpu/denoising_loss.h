@@ -19,42 +19,52 @@ inline Call on_axes_of(const Call& call, int lead, int sums) {
 // Scalar: for (i < n) { d = pred[i] - target[i]; sum += mask[i] * d * d; }
 template <class T>
 class Error {
-  using V = typename Elements<T>::V;
-  using Place = typename Elements<T>::Place;
+  using Stretch = typename Elements<T>::Stretch;
 
  public:
   // `first` is the place of pred in the call; target and mask come next.
-  Error(const Call& call, int first, int64_t row) : elements_(call, first, row), first_(first) {}
+  Error(const Call& call, int first, int64_t row) : elements_(call, first, row, first + 5), first_(first) {}
 
   void operator++() { ++elements_; }
 
   double sum_of_squares(int64_t begin, int64_t end) const {
     double total = 0;
-    V sums(T(0));
-    Elements<T>::each(begin, end, [&](Place at) __attribute__((always_inline)) {
-      const V d = difference(at), term = masked(at, d * d);
-      if (at.n == V::size)
-        sums += term;
-      else
-        for (int lane = 0; lane < at.n; ++lane) total += double(term[lane]);
+    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+      const auto [pred, target, mask] = read(s);
+      const auto sum = reduce_row<T, 1>(s.n, [=](auto at, Vec<T>* acc) __attribute__((always_inline)) {
+        const Vec<T> d = at.load(pred) - at.load(target);
+        acc[0] = mask ? fma(at.load(mask) * d, d, acc[0]) : fma(d, d, acc[0]);
+      });
+      total += double(sum.total(0));
     });
-    return total + double(sum(sums));
+    return total;
   }
 
   // To the tensors after the mask: the gradients of pred and target; tensor 0 has those of the sums.
-  template <bool kStream>
-  void write_gradients(int64_t begin, int64_t end) const {
-    const V slope(T(2) * *elements_.numbers(0));
-    Elements<T>::each(begin, end, [&](Place at) __attribute__((always_inline)) {
-      const V gradient = masked(at, slope * difference(at));
-      if (elements_.has(first_ + 3)) elements_.template store<kStream>(first_ + 3, at, gradient);
-      if (elements_.has(first_ + 4)) elements_.template store<kStream>(first_ + 4, at, -gradient);
+  void write_gradients(int64_t begin, int64_t end, bool stream) const {
+    const Vec<T> slope(T(2) * *elements_.numbers(0));
+    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+      const auto [pred, target, mask] = read(s);
+      T* const to[2] = {elements_.place(first_ + 3, s), elements_.place(first_ + 4, s)};
+      const bool final = to[0] != elements_.room(first_ + 3) && to[1] != elements_.room(first_ + 4);
+      for_each_vec<T>(s.n, stream && final,
+                      [=, to_pred = to[0], to_target = to[1]](auto at) __attribute__((always_inline)) {
+                        Vec<T> gradient = slope * (at.load(pred) - at.load(target));
+                        if (mask) gradient = at.load(mask) * gradient;
+                        if (to_pred) at.store(to_pred, gradient);
+                        if (to_target) at.store(to_target, -gradient);
+                      });
+      for (int k = 0; k < 2; ++k) elements_.finish(first_ + 3 + k, s, to[k], stream);
     });
   }
 
  private:
-  MMKERN_FN V difference(Place at) const { return elements_.load(first_, at) - elements_.load(first_ + 1, at); }
-  MMKERN_FN V masked(Place at, V v) const { return elements_.has(first_ + 2) ? elements_.load(first_ + 2, at) * v : v; }
+  struct Sources {
+    const T *pred, *target, *mask;
+  };
+  Sources read(Stretch s) const {
+    return {elements_.read(first_, s), elements_.read(first_ + 1, s), elements_.read(first_ + 2, s)};
+  }
 
   Elements<T> elements_;
   const int first_;
@@ -94,8 +104,7 @@ void backward(const Call& given) {
   pieces.for_each(
       given.threads, [&](int64_t row) { return Error<T>(call, 1, row); },
       [&](const Error<T>& error, int64_t piece) {
-        const int64_t begin = pieces.begin(piece), end = pieces.end(piece);
-        stream ? error.template write_gradients<true>(begin, end) : error.template write_gradients<false>(begin, end);
+        error.write_gradients(pieces.begin(piece), pieces.end(piece), stream);
       });
 }
 

@@ -7,42 +7,44 @@
 namespace mmkern {
 inline namespace MMKERN_ISA {
 
-// The tensors of a call, which `with_fewest_axes` has made, along one row.
+// The tensors of a call, which `with_fewest_axes` has made, along one row, of which they are read and written a stretch
+// at a time: loops then know what there is, and of which type.
 template <class T>
 class Elements {
  public:
   using V = Vec<T, kLanes<T> * sizeof(T) == 64 ? 4 : 2>;
 
-  struct Place {
+  template <bool kStream>
+  struct PlaceOf {
     int64_t i;
     int n;  // elements; V::size but at the end of a row
 
-    template <class S>
-    MMKERN_FN V load(const S* row) const {
-      return n == V::size ? V::load(row + i) : V::load(row + i, n);
-    }
+    MMKERN_FN V load(const T* row) const { return n == V::size ? V::load(row + i) : V::load(row + i, n); }
     // The same, and what lies ahead is asked for: that pays for one or two tensors, not for all of a step's.
-    template <class S>
-    MMKERN_FN V fetch(const S* row) const {
+    MMKERN_FN V fetch(const T* row) const {
       prefetch<false>(row);
       return load(row);
     }
     // The hardware fetches less far ahead of stores than of loads: see At::store.
-    template <bool kStream, class S>
-    MMKERN_FN void store(S* row, V v) const {
+    MMKERN_FN void store(T* row, V v) const {
       if (!kStream) prefetch<true>(row);
       n == V::size ? v.template store<kStream>(row + i) : v.store(row + i, n);
     }
+    // For what is read again at once.
+    MMKERN_FN void keep(T* row, V v) const { n == V::size ? v.store(row + i) : v.store(row + i, n); }
 
    private:
-    template <bool kToStore, class S>
-    MMKERN_FN void prefetch(S* row) const {
-      constexpr int kLine = 64 / int(sizeof(S)), kAhead = 512 / int(sizeof(S));
+    template <bool kToStore>
+    MMKERN_FN void prefetch(const T* row) const {
+      constexpr int kLine = 64 / int(sizeof(T)), kAhead = 512 / int(sizeof(T));
       for (int line = 0; line < V::size; line += kLine) __builtin_prefetch(row + i + kAhead + line, kToStore);
     }
   };
+  using Place = PlaceOf<false>;
 
-  Elements(const Call& call, int lead, int64_t row) : call_(call), rows_(call, lead, row) {
+  // `rooms`: for stretches of this many slots, and as many numbers more as are asked for.
+  Elements(const Call& call, int lead, int64_t row, int rooms, int64_t more = 0)
+      : call_(call), rows_(call, lead, row), rooms_(rooms * kStretch + more) {
     for (int slot = 0; slot < kMaxTensors; ++slot)
       is_one_[slot] = call[slot] && call[slot].strides[call[slot].rank - 1] == 0;
     find_places();
@@ -57,52 +59,50 @@ class Elements {
   // Of a tensor of T that moves along leading axes alone; null where it is not there.
   const T* numbers(int slot) const { return places_[slot].template as<const T>(); }
 
-  MMKERN_FN V load(int slot, Place at) const {
-    V v;
-    places_[slot].here_with([&](const auto* from) __attribute__((always_inline)) {
-      v = is_one_[slot] ? V(Vec<T>::load(from, 1)[0]) : at.load(from);
-    });
-    return v;
-  }
-  MMKERN_FN V fetch(int slot, Place at) const {
-    if (is_one_[slot]) return load(slot, at);
-    V v;
-    places_[slot].here_with([&](const auto* from) __attribute__((always_inline)) { v = at.fetch(from); });
-    return v;
-  }
-  template <bool kStream>
-  MMKERN_FN void store(int slot, Place at, V v) const {
-    places_[slot].here_with([&](auto* to) __attribute__((always_inline)) { at.template store<kStream>(to, v); });
+  // A part of a row, short enough for a near cache to hold what is made of it on the way.
+  static constexpr int64_t kStretch = 1024;
+  struct Stretch {
+    int64_t begin, n;
+  };
+  template <class F>
+  static void for_each_stretch(int64_t begin, int64_t end, F f) {
+    for (int64_t i = begin; i < end; i += kStretch) f(Stretch{i, i + kStretch < end ? kStretch : end - i});
   }
 
-  // Elements from `begin` on, as T: where they lie, or in room for them; null where the tensor is not there.
-  const T* read(int slot, int64_t begin, int64_t n, T* room) const {
+  // Of a slot, or of something else that a kernel makes on the way.
+  T* room(int slot) const { return rooms_.data + slot * kStretch; }
+
+  // The numbers of a stretch as T: where they lie, or in the slot's room; null where the tensor is not there.
+  const T* read(int slot, Stretch at) const {
     if (!has(slot)) return nullptr;
+    T* const to = room(slot);
     if (is_one_[slot]) {
-      const V all = load(slot, {0, 1});
-      each(0, n,
-           [=](Place at) { at.n == V::size ? V(all[0]).store(room + at.i) : V(all[0]).store(room + at.i, at.n); });
-      return room;
+      places_[slot].read(1, to);
+      const V all(to[0]);
+      each(0, at.n, [=](Place i) { i.keep(to, all); });
+      return to;
     }
-    if (const T* const there = place(slot, begin)) return there;
-    (places_[slot] + begin).read(n, room);
-    return room;
+    return (places_[slot] + at.begin).numbers(at.n, to);
   }
-  // Where they lie, or null if they are not stored as T.
-  T* place(int slot, int64_t begin) const {
-    T* const row = places_[slot].as_they_are();
-    return row ? row + begin : nullptr;
-  }
-  void write(int slot, int64_t begin, int64_t n, const T* from, bool stream) const {
-    (places_[slot] + begin).write(n, from, stream);
+
+  // Where to write those of a result, of which `finish` is told then: where they are to lie, or in its room; null where
+  // it is not there.
+  T* place(int slot, Stretch at) const { return has(slot) ? (places_[slot] + at.begin).target(room(slot)) : nullptr; }
+  void finish(int slot, Stretch at, const T* written, bool stream) const {
+    if (has(slot)) (places_[slot] + at.begin).finish(at.n, written, stream);
   }
 
   // f(place) for elements begin to end.
-  template <class F>
+  template <bool kStream = false, class F>
   static MMKERN_FN void each(int64_t begin, int64_t end, F f) {
     int64_t i = begin;
-    for (; i + V::size <= end; i += V::size) f(Place{i, V::size});
-    if (i < end) f(Place{i, int(end - i)});
+    for (; i + V::size <= end; i += V::size) f(PlaceOf<kStream>{i, V::size});
+    if (i < end) f(PlaceOf<kStream>{i, int(end - i)});
+  }
+  // The same, with stores past the caches where they are final: not to a room.
+  template <class F>
+  static void each_to(const T* place, const T* room, int64_t n, bool stream, F f) {
+    stream&& place != room ? each<true>(0, n, f) : each(0, n, f);
   }
 
  private:
@@ -115,6 +115,7 @@ class Elements {
   CallRows rows_;
   Stored<T> places_[kMaxTensors];  // where the row begins
   bool is_one_[kMaxTensors];       // one number along the row
+  const Scratch<T> rooms_;
 };
 
 // The rows of a tensor, cut into pieces that are worth a thread's while.

@@ -19,7 +19,7 @@ inline void split(const View& rows, View& hidden, View& gate) {
   gate.data = static_cast<char*>(rows.data) + half * bytes_of(rows.dtype);
 }
 
-enum { kHidden, kGate, kGrad, kToHidden, kToGate };  // tensors; forward writes to the first of the last two
+enum { kHidden, kGate, kGrad, kToHidden, kToGate, kCount };  // tensors; forward writes to the first of the last two
 
 // Scalar: for (i < n) to[i] = hidden[i] * act(gate[i]);  or both gradients of that, from grad
 template <class T, bool kBackward>
@@ -31,20 +31,23 @@ void run(const Call& call, int code, int threads) {
   const bool stream = streams(without_gaps(merged[kToHidden]));
   activation::with(code, [&](auto act) {
     pieces.for_each(
-        threads, [&](int64_t row) { return E(merged, kHidden, row); },
+        threads, [&](int64_t row) { return E(merged, kHidden, row, kCount); },
         [&](const E& elements, int64_t piece) {
-          const auto write = [&](auto streams) {
-            constexpr bool kStream = decltype(streams)::value;
-            E::each(pieces.begin(piece), pieces.end(piece), [&](typename E::Place at) __attribute__((always_inline)) {
-              const auto hidden = elements.fetch(kHidden, at);
-              const auto gate = act.at(elements.fetch(kGate, at));
-              if (!kBackward) return elements.template store<kStream>(kToHidden, at, hidden * gate.value);
-              const auto grad = elements.fetch(kGrad, at);
-              elements.template store<kStream>(kToHidden, at, grad * gate.value);
-              elements.template store<kStream>(kToGate, at, grad * hidden * gate.slope);
+          E::for_each_stretch(pieces.begin(piece), pieces.end(piece), [&](typename E::Stretch s) {
+            const T *const hidden = elements.read(kHidden, s), *const gate = elements.read(kGate, s);
+            const T* const grad = kBackward ? elements.read(kGrad, s) : nullptr;
+            T *const to_hidden = elements.place(kToHidden, s), *const to_gate = elements.place(kToGate, s);
+            E::each_to(to_hidden, elements.room(kToHidden), s.n, stream, [=](auto at) __attribute__((always_inline)) {
+              const auto h = at.fetch(hidden);
+              const auto point = act.at(at.fetch(gate));
+              if (!kBackward) return at.store(to_hidden, h * point.value);
+              const auto g = at.fetch(grad);
+              at.store(to_hidden, g * point.value);
+              at.store(to_gate, g * h * point.slope);
             });
-          };
-          stream ? write(Flag<true>{}) : write(Flag<false>{});
+            elements.finish(kToHidden, s, to_hidden, stream);
+            elements.finish(kToGate, s, to_gate, stream);
+          });
         });
   });
 }

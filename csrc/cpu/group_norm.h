@@ -19,6 +19,8 @@ template <class T>
 using V = typename Elements<T>::V;
 template <class T>
 using Place = typename Elements<T>::Place;
+template <class T>
+using Stretch = typename Elements<T>::Stretch;
 
 // The channels of one group of a sample.
 template <class T>
@@ -43,19 +45,24 @@ struct Group {
         stride(x.strides[2]) {}
 
   Stored<T> channel(int64_t c) const { return data + c * stride; }
+  // f(channel, stretch)
+  template <class F>
+  void for_each_stretch(F f) const {
+    for (int64_t c = 0; c < channels; ++c) Elements<T>::for_each_stretch(0, positions, [&](Stretch<T> s) { f(c, s); });
+  }
   double size() const { return double(channels * positions); }
 };
 
+// Room for a stretch of each, where it is not stored as T.
 template <class T>
-MMKERN_FN V<T> load(Stored<T> from, Place<T> at) {
-  V<T> v;
-  from.here_with([&](const auto* numbers) __attribute__((always_inline)) { v = at.fetch(numbers); });
-  return v;
-}
-template <bool kStream, class T>
-MMKERN_FN void store(Stored<T> to, Place<T> at, V<T> v) {
-  to.here_with([&](auto* numbers) __attribute__((always_inline)) { at.template store<kStream>(numbers, v); });
-}
+class Rooms {
+ public:
+  enum Name { kX, kNext, kGrad, kTo, kCount };
+  T* operator[](Name name) const { return rooms_.data + name * Elements<T>::kStretch; }
+
+ private:
+  const Scratch<T> rooms_{kCount * Elements<T>::kStretch};
+};
 
 // Of a group: n = (x - mean) scale - rest. The rest is of what the rounding of the mean left.
 template <class T>
@@ -63,43 +70,38 @@ struct Moments {
   T mean, scale, rest;
 
   // Scalar: two passes, of which `total` is the first's; for (i < size) sum += (x[i] - mean) * (x[i] - mean);
-  Moments(const Group<T>& x, double total, T eps) : mean(T(total / x.size())) {
+  Moments(const Group<T>& x, double total, T eps, const Rooms<T>& rooms) : mean(T(total / x.size())) {
     double sum_of_rests = 0, squares = 0;
-    for (int64_t c = 0; c < x.channels; ++c) {
-      const Stored<T> from = x.channel(c);
-      V<T> sums[2] = {V<T>(T(0)), V<T>(T(0))};
-      Elements<T>::each(0, x.positions, [&](Place<T> at) __attribute__((always_inline)) {
-        V<T> d = load(from, at) - V<T>(mean);
-        if (at.n < V<T>::size) d = first_of(d, at.n);
-        sums[0] += d;
-        sums[1] = fma(d, d, sums[1]);
+    const Vec<T> centre(mean);
+    x.for_each_stretch([&](int64_t c, Stretch<T> s) {
+      const T* const from = (x.channel(c) + s.begin).numbers(s.n, rooms[Rooms<T>::kX]);
+      const auto sums = reduce_row<T, 2>(s.n, [=](auto at, Vec<T>* acc) {
+        const Vec<T> d = at.only(at.load(from) - centre);
+        acc[0] += d;
+        acc[1] = fma(d, d, acc[1]);
       });
-      sum_of_rests += double(sum(sums[0]));
-      squares += double(sum(sums[1]));
-    }
+      sum_of_rests += double(sums.total(0));
+      squares += double(sums.total(1));
+    });
     const double left = sum_of_rests / x.size(), variance = squares / x.size() - left * left;
     const double by = 1 / __builtin_sqrt((variance < 0 ? 0 : variance) + double(eps));
     scale = T(by);
     rest = T(left * by);
   }
-
-  static MMKERN_FN V<T> first_of(V<T> v, int n) {
-    T kept[V<T>::size];
-    v.store(kept, n);
-    return V<T>::load(kept, n);
-  }
 };
 
 template <class T>
-double sum_of(Stored<T> from, int64_t n) {
-  V<T> total(T(0));
-  Elements<T>::each(0, n, [&](Place<T> at) __attribute__((always_inline)) { total += load(from, at); });
+double sum_of(Stored<T> from, int64_t n, T* room) {
+  const T* const x = from.numbers(n, room);
+  V<T> total(T(0));  // in the order of `write`
+  Elements<T>::each(0, n, [=, &total](Place<T> at) __attribute__((always_inline)) { total += at.load(x); });
   return double(sum(total));
 }
 template <class T>
-double sum_of(const Group<T>& x) {
+double sum_of(const Group<T>& x, const Rooms<T>& rooms) {
   double total = 0;
-  for (int64_t c = 0; c < x.channels; ++c) total += sum_of(x.channel(c), x.positions);
+  x.for_each_stretch(
+      [&](int64_t c, Stretch<T> s) { total += sum_of(x.channel(c) + s.begin, s.n, rooms[Rooms<T>::kX]); });
   return total;
 }
 
@@ -133,32 +135,40 @@ struct Problem {
 // Scalar: for (i < n) { to[i] = act((x[i] - mean) * by + plus); total += next[i]; }
 // The loads of what is read next fill the time of the stores.
 template <class Act, bool kStream, class T>
-double write_channel(Stored<T> x, Stored<T> to, Stored<T> next, int64_t n, T mean, T by, T plus) {
+double write(const T* x, T* to, const T* next, int64_t n, T mean, T by, T plus) {
   V<T> total(T(0));
-  Elements<T>::each(0, n, [&](Place<T> at) __attribute__((always_inline)) {
-    const V<T> d = load(x, at) - V<T>(mean);
-    total += load(next, at);
-    store<kStream>(to, at, Act::at(fma(d, V<T>(by), V<T>(plus))).value);
+  const V<T> centre(mean), times(by), shift(plus);
+  Elements<T>::template each<kStream>(0, n, [=, &total](auto at) __attribute__((always_inline)) {
+    total += at.fetch(next);
+    at.store(to, Act::at(fma(at.load(x) - centre, times, shift)).value);
   });
   return double(sum(total));
 }
 
 // Tensors: the problem's, out. A group is read from memory once, while the one before it is written.
-template <class T, class Act, bool kStream>
-void write_groups(const Call& call, const Problem<T>& p) {
+template <class T, class Act>
+void write_groups(const Call& call, const Problem<T>& p, bool stream) {
   const int64_t size = p.x.sizes[2] * p.x.sizes[3];
   parallel_rows(p.groups(), 16 * size, call.threads, [&](int64_t begin, int64_t end) {
-    double total = sum_of(Group<T>(p.x, begin));
+    const Rooms<T> rooms;
+    double total = sum_of(Group<T>(p.x, begin), rooms);
     for (int64_t i = begin; i < end; ++i) {
-      const Group<T> x(p.x, i), to(call[5], i), next(p.x, i + 1 < end ? i + 1 : i);
-      const Moments<T> of(x, total, p.eps);
+      const Group<T> x(p.x, i), out(call[5], i), next(p.x, i + 1 < end ? i + 1 : i);
+      const Moments<T> of(x, total, p.eps, rooms);
       const Channels<T> channels = p.channels(i);
       total = 0;
-      for (int64_t c = 0; c < x.channels; ++c) {
+      x.for_each_stretch([&](int64_t c, Stretch<T> s) {
+        const auto numbers = [&](const Group<T>& group, typename Rooms<T>::Name room) {
+          return (group.channel(c) + s.begin).numbers(s.n, rooms[room]);
+        };
+        const Stored<T> results = out.channel(c) + s.begin;
+        T* const to = results.target(rooms[Rooms<T>::kTo]);
+        const auto write_some = stream && to != rooms[Rooms<T>::kTo] ? write<Act, true, T> : write<Act, false, T>;
         const T times = channels.times(c);
-        total += write_channel<Act, kStream>(x.channel(c), to.channel(c), next.channel(c), x.positions, of.mean,
-                                             of.scale * times, channels.plus(c) - of.rest * times);
-      }
+        total += write_some(numbers(x, Rooms<T>::kX), to, numbers(next, Rooms<T>::kNext), s.n, of.mean,
+                            of.scale * times, channels.plus(c) - of.rest * times);
+        results.finish(s.n, to, stream);
+      });
     }
     store_fence();
   });
@@ -173,7 +183,8 @@ class Backward {
 
   void run() const {
     parallel_rows(p_.groups(), 40 * channels_ * p_.x.sizes[3], call_.threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) differentiate(i);
+      const Rooms<T> rooms;
+      for (int64_t i = begin; i < end; ++i) differentiate(i, rooms);
     });
     if (call_[kToWeight] || call_[kToBias]) add_up_samples();
   }
@@ -181,56 +192,59 @@ class Backward {
  private:
   enum { kGrad, kToX = 6, kToWeight, kToBias, kToScale, kToShift };
 
-  // A channel in the making of its gradients: n, and u = y' act'(n times + plus).
+  // A stretch of a channel in the making of its gradients: n, and u = y' act'(n times + plus).
   struct Slopes {
-    Stored<T> x, grad;
+    const T *x, *grad;
     V<T> mean, scale, rest, times, plus;
 
-    Slopes(const Group<T>& of_x, const Group<T>& of_grad, const Moments<T>& of, const Channels<T>& channels, int64_t c)
-        : x(of_x.channel(c)),
-          grad(of_grad.channel(c)),
-          mean(of.mean),
-          scale(of.scale),
-          rest(of.rest),
-          times(channels.times(c)),
-          plus(channels.plus(c)) {}
-
-    MMKERN_FN V<T> normal(Place<T> at) const { return fma(load(x, at) - mean, scale, -rest); }
-    MMKERN_FN V<T> slope(Place<T> at, V<T> n) const { return load(grad, at) * Act::at(fma(n, times, plus)).slope; }
+    MMKERN_FN V<T> normal(Place<T> at) const { return fma(at.load(x) - mean, scale, -rest); }
+    MMKERN_FN V<T> slope(Place<T> at, V<T> n) const { return at.load(grad) * Act::at(fma(n, times, plus)).slope; }
   };
 
-  void differentiate(int64_t i) const {
+  void differentiate(int64_t i, const Rooms<T>& rooms) const {
     const Group<T> x(p_.x, i), grad(call_[kGrad], i);
-    const Moments<T> of(x, sum_of(x), p_.eps);
+    const Moments<T> of(x, sum_of(x, rooms), p_.eps, rooms);
     const Channels<T> channels = p_.channels(i);
+    const auto slopes_of = [&](int64_t c, Stretch<T> s) {
+      const auto numbers = [&](const Group<T>& group, typename Rooms<T>::Name room) {
+        return (group.channel(c) + s.begin).numbers(s.n, rooms[room]);
+      };
+      return Slopes{
+          numbers(x, Rooms<T>::kX), numbers(grad, Rooms<T>::kGrad), of.mean, of.scale, of.rest, channels.times(c),
+          channels.plus(c)};
+    };
     T *const of_u = sums_.data + 2 * i * channels_, *const of_un = of_u + channels_;
-    double centre = 0, along = 0;
-    for (int64_t c = 0; c < channels_; ++c) {
-      const Slopes slopes(x, grad, of, channels, c);
+    for (int64_t c = 0; c < 2 * channels_; ++c) of_u[c] = 0;
+    x.for_each_stretch([&](int64_t c, Stretch<T> s) {
+      const Slopes slopes = slopes_of(c, s);
       V<T> sums[2] = {V<T>(T(0)), V<T>(T(0))};
-      Elements<T>::each(0, x.positions, [&](Place<T> at) __attribute__((always_inline)) {
+      Elements<T>::each(0, s.n, [=, &sums](Place<T> at) __attribute__((always_inline)) {
         const V<T> n = slopes.normal(at), u = slopes.slope(at, n);
         sums[0] += u;
         sums[1] = fma(u, n, sums[1]);
       });
-      of_u[c] = sum(sums[0]);
-      of_un[c] = sum(sums[1]);
+      of_u[c] += sum(sums[0]);
+      of_un[c] += sum(sums[1]);
+    });
+    write_modulators(i, channels, of_u, of_un);
+    if (!call_[kToX]) return;
+    double centre = 0, along = 0;
+    for (int64_t c = 0; c < channels_; ++c) {
       centre += double(channels.times(c)) * double(of_u[c]);
       along += double(channels.times(c)) * double(of_un[c]);
     }
-    write_modulators(i, channels, of_u, of_un);
-    if (!call_[kToX]) return;
-    const Group<T> to(call_[kToX], i);
+    const Group<T> to_x(call_[kToX], i);
     const V<T> mean_u(T(centre / x.size())), mean_un(T(along / x.size()));
-    for (int64_t c = 0; c < channels_; ++c) {
-      const Slopes slopes(x, grad, of, channels, c);
-      const Stored<T> to_channel = to.channel(c);
-      Elements<T>::each(0, x.positions, [&](Place<T> at) __attribute__((always_inline)) {
+    x.for_each_stretch([&](int64_t c, Stretch<T> s) {
+      const Slopes slopes = slopes_of(c, s);
+      const Stored<T> results = to_x.channel(c) + s.begin;
+      T* const to = results.target(rooms[Rooms<T>::kTo]);
+      Elements<T>::each(0, s.n, [=](Place<T> at) __attribute__((always_inline)) {
         const V<T> n = slopes.normal(at);
-        const V<T> d = slopes.times * slopes.slope(at, n) - mean_u - n * mean_un;
-        store<false>(to_channel, at, slopes.scale * d);
+        at.store(to, slopes.scale * (slopes.times * slopes.slope(at, n) - mean_u - n * mean_un));
       });
-    }
+      results.finish(s.n, to, false);
+    });
   }
 
   void write_modulators(int64_t i, const Channels<T>& channels, const T* of_u, const T* of_un) const {
@@ -275,7 +289,7 @@ void write_all(const Call& call) {
   const Problem<T> p(call, 0);
   activation::with(int(call.scalars[1]), [&](auto act) {
     using Act = decltype(act);
-    stream ? write_groups<T, Act, true>(call, p) : write_groups<T, Act, false>(call, p);
+    write_groups<T, Act>(call, p, stream);
   });
 }
 template <class T>

@@ -51,6 +51,21 @@ class Stored {
     return same ? reinterpret_cast<T*>(data_) : nullptr;
   }
 
+  // n of them as T: where they lie, or in the room.
+  const T* numbers(int64_t n, T* room) const {
+    if (const T* const there = as_they_are()) return there;
+    read(n, room);
+    return room;
+  }
+  // Where to write n of them as T, and `finish` then: where they are to lie, or the room.
+  T* target(T* room) const {
+    T* const there = as_they_are();
+    return there ? there : room;
+  }
+  void finish(int64_t n, const T* written, bool stream) const {
+    if (written != reinterpret_cast<const T*>(data_)) write(n, written, stream);
+  }
+
  private:
   char* data_ = nullptr;
   Dtype dtype_ = Dtype::none;

@@ -94,7 +94,7 @@ def group_norm_act_backward(grad: Tensor, x: Tensor, *given: Any) -> None:
         sums = torch.empty((*x.shape[:3], pieces.pieces, 2), dtype=torch.float32, device=x.device)
         tensors = *inputs, *outputs
         call.launch("group_norm_act_backward", _BACKWARD_ARGS, pieces, tensors, (address(sums),))
-        weight, bias, scale, _ = call.modulators
-        add_up_runs(*sums.sum(3).unbind(-1), (weight, bias, scale), others)
+        u, un = sums.sum(3).unbind(-1)
+        add_up_runs(u, un, call.modulators[:3], others)
 
     walked((x, grad), (dx,), _MARK, run)

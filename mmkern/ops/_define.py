@@ -82,6 +82,7 @@ class Op:
     second_derivative: bool
     backward_reads_outputs: bool
     is_checked_by_signature: bool
+    decomposes: Callable[[Sequence[Any]], bool]
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,7 +101,8 @@ class Op:
     def __call__(self, *args: Any) -> Tensor:
         """The output; of several, a tuple (which unpacks as a Tensor does, for type checkers)."""
         if is_dynamo_compiling():
-            return self._registered(self._prepare(args))  # type: ignore[return-value]
+            prepared = self._prepare(args)
+            return self.reference(*prepared) if self.decomposes(prepared) else self._registered(prepared)  # type: ignore[return-value]
         if self._direct is not None:
             out = self._direct(*args)
             if out is not NotImplemented:
@@ -470,6 +472,7 @@ def define(
     second_derivative: bool = True,
     backward_reads_outputs: bool = False,
     is_checked_by_signature: bool = True,
+    decomposes: Callable[[Sequence[Any]], bool] = lambda args: False,
 ) -> Op:
     """State an op once; returns the callable.
 
@@ -486,6 +489,8 @@ def define(
         second_derivative: the reference can be differentiated twice.
         backward_reads_outputs: the backward kernel takes the outputs after the arguments.
         is_checked_by_signature: what the CPU kernel's signature accepts, ``requires`` would accept too.
+        decomposes: under torch.compile such arguments go through the reference, which Inductor fuses with what stands
+            beside it: where that has been measured to be faster.
     """
     name, _, rest = schema.partition("(")
     arguments = tuple(
@@ -505,6 +510,7 @@ def define(
         second_derivative,
         backward_reads_outputs,
         is_checked_by_signature,
+        decomposes,
     )
     OPS[name] = op
     _register(op, schema)

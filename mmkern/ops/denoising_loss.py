@@ -121,6 +121,7 @@ _masked_squared_error = define(
     kinds={"pred": "grid", "target": "grid", "mask": "fixed"},
     arrange=_arrange,
     autocast="keep",
+    decomposes=lambda args: True,
 )
 
 

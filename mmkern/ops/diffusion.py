@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from mmkern.reference import diffusion as reference
-from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column
+from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column, StepArguments
 
 from ._checks import (
     FLOATING,
@@ -183,6 +183,8 @@ def _define(name: str, outputs: int, meaning: Any) -> Op:
         },
         arrange=_arrange,
         autocast="keep",
+        # Noise of one's own is slow by the reference.
+        decomposes=lambda args: StepArguments.of(args).seed is None,
     )
 
 

@@ -64,6 +64,7 @@ _affine_activation = define(
     kinds=dict.fromkeys(("x", *_MODULATORS), "grid"),
     arrange=_arrange_affine,
     autocast="keep",
+    decomposes=lambda args: args[-1] == Activation.NONE,
 )
 
 
