@@ -45,6 +45,7 @@ struct Group {
         stride(x.strides[2]) {}
 
   Stored<T> channel(int64_t c) const { return data + c * stride; }
+  const T* numbers(int64_t c, Stretch<T> s, T* room) const { return (channel(c) + s.begin).numbers(s.n, room); }
   // f(channel, stretch)
   template <class F>
   void for_each_stretch(F f) const {
@@ -74,7 +75,7 @@ struct Moments {
     double sum_of_rests = 0, squares = 0;
     const Vec<T> centre(mean);
     x.for_each_stretch([&](int64_t c, Stretch<T> s) {
-      const T* const from = (x.channel(c) + s.begin).numbers(s.n, rooms[Rooms<T>::kX]);
+      const T* const from = x.numbers(c, s, rooms[Rooms<T>::kX]);
       const auto sums = reduce_row<T, 2>(s.n, [=](auto at, Vec<T>* acc) {
         const Vec<T> d = at.only(at.load(from) - centre);
         acc[0] += d;
@@ -91,8 +92,7 @@ struct Moments {
 };
 
 template <class T>
-double sum_of(Stored<T> from, int64_t n, T* room) {
-  const T* const x = from.numbers(n, room);
+double sum_of(const T* x, int64_t n) {
   V<T> total(T(0));  // in the order of `write`
   Elements<T>::each(0, n, [=, &total](Place<T> at) __attribute__((always_inline)) { total += at.load(x); });
   return double(sum(total));
@@ -100,8 +100,7 @@ double sum_of(Stored<T> from, int64_t n, T* room) {
 template <class T>
 double sum_of(const Group<T>& x, const Rooms<T>& rooms) {
   double total = 0;
-  x.for_each_stretch(
-      [&](int64_t c, Stretch<T> s) { total += sum_of(x.channel(c) + s.begin, s.n, rooms[Rooms<T>::kX]); });
+  x.for_each_stretch([&](int64_t c, Stretch<T> s) { total += sum_of(x.numbers(c, s, rooms[Rooms<T>::kX]), s.n); });
   return total;
 }
 
@@ -158,15 +157,12 @@ void write_groups(const Call& call, const Problem<T>& p, bool stream) {
       const Channels<T> channels = p.channels(i);
       total = 0;
       x.for_each_stretch([&](int64_t c, Stretch<T> s) {
-        const auto numbers = [&](const Group<T>& group, typename Rooms<T>::Name room) {
-          return (group.channel(c) + s.begin).numbers(s.n, rooms[room]);
-        };
         const Stored<T> results = out.channel(c) + s.begin;
         T* const to = results.target(rooms[Rooms<T>::kTo]);
         const auto write_some = stream && to != rooms[Rooms<T>::kTo] ? write<Act, true, T> : write<Act, false, T>;
         const T times = channels.times(c);
-        total += write_some(numbers(x, Rooms<T>::kX), to, numbers(next, Rooms<T>::kNext), s.n, of.mean,
-                            of.scale * times, channels.plus(c) - of.rest * times);
+        total += write_some(x.numbers(c, s, rooms[Rooms<T>::kX]), to, next.numbers(c, s, rooms[Rooms<T>::kNext]), s.n,
+                            of.mean, of.scale * times, channels.plus(c) - of.rest * times);
         results.finish(s.n, to, stream);
       });
     }
@@ -206,12 +202,13 @@ class Backward {
     const Moments<T> of(x, sum_of(x, rooms), p_.eps, rooms);
     const Channels<T> channels = p_.channels(i);
     const auto slopes_of = [&](int64_t c, Stretch<T> s) {
-      const auto numbers = [&](const Group<T>& group, typename Rooms<T>::Name room) {
-        return (group.channel(c) + s.begin).numbers(s.n, rooms[room]);
-      };
-      return Slopes{
-          numbers(x, Rooms<T>::kX), numbers(grad, Rooms<T>::kGrad), of.mean, of.scale, of.rest, channels.times(c),
-          channels.plus(c)};
+      return Slopes{x.numbers(c, s, rooms[Rooms<T>::kX]),
+                    grad.numbers(c, s, rooms[Rooms<T>::kGrad]),
+                    of.mean,
+                    of.scale,
+                    of.rest,
+                    channels.times(c),
+                    channels.plus(c)};
     };
     T *const of_u = sums_.data + 2 * i * channels_, *const of_un = of_u + channels_;
     for (int64_t c = 0; c < 2 * channels_; ++c) of_u[c] = 0;

@@ -100,11 +100,6 @@ struct Count {
   static constexpr int value = N;
 };
 
-template <bool kIs>
-struct Flag {
-  static constexpr bool value = kIs;
-};
-
 // f(Count<n>{}) for 1 <= n <= kMost.
 template <int kMost, class F>
 MMKERN_FN void with_count(int n, F f) {

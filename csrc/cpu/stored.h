@@ -27,11 +27,6 @@ class Stored {
   // f(S* data)
   template <class F>
   void with(F f) const {
-    here_with(f);
-  }
-  // The same without a call, for a few vectors.
-  template <class F>
-  MMKERN_FN void here_with(F f) const {
     if constexpr (sizeof(T) == sizeof(double)) {
       f(reinterpret_cast<T*>(data_));
     } else {
