@@ -360,13 +360,24 @@ def test_far_scores_are_the_same_forward_and_backward(
     torch.testing.assert_close(torch.autograd.grad(out.sum(), v)[0], expected.sum(-2)[..., None].expand_as(v))
 
 
-@pytest.mark.parametrize("queries", [2, 40])
-def test_a_score_has_the_same_bits_wherever_its_key_stands(queries: int) -> None:
-    """Else backward, which cuts the keys in other places, would not find the weights of forward."""
-    q, k, v = qkv(batch=1, queries=queries, keys=45, width=80)
-    q, only = q.expand(45, -1, -1, -1), torch.eye(45).log()[:, None, None]
-    among = ops.cross_attention(q, *(x.expand(45, -1, -1, -1) for x in (k, v)), bias=only, return_lse=True)[1]
-    alone = ops.cross_attention(q, *(x.permute(2, 1, 0, 3) for x in (k, v)), return_lse=True)[1]
+@pytest.mark.parametrize(
+    ("queries", "keys", "first", "hidden"),
+    [(2, 45, 0, 0), (40, 47, 0, 2), (40, 50, 48, 0)],
+    ids=["few", "many", "last"],
+)
+def test_a_score_has_the_same_bits_wherever_its_key_stands(queries: int, keys: int, first: int, hidden: int) -> None:
+    """Else backward, which cuts the keys in other places, would not find the weights of forward.
+
+    Many queries have one or two keys behind whole vectors added up in another order: these among themselves.
+    """
+    q, k, v = qkv(batch=1, queries=queries, keys=keys, width=80)
+
+    def log_sums(bias: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q_of_each, k, v = (x.expand(keys, -1, -1, -1) for x in (q, k, v))
+        return ops.cross_attention(q_of_each, k, v, bias=bias.log(), return_lse=True)[1][first:]
+
+    among = log_sums(torch.eye(keys)[:, None, None], k, v)
+    alone = log_sums(torch.eye(1, 1 + hidden), *(x.permute(2, 1, 0, 3).repeat(1, 1, 1 + hidden, 1) for x in (k, v)))
     assert torch.equal(among, alone)
 
 

@@ -286,22 +286,47 @@ struct KeyBlocks {
 };
 
 // The rows of `view`, k or v, that a unit meets, packed as columns of the score tiles: those in `range`.
+//
+// One or two behind whole vectors, as of a class token beside its patches, stay rows: their products, added up along
+// the width, take a fraction of what a vector of columns takes.
 template <class T>
-const T* pack_head_columns(const Problem<T>& p, const View& view, int64_t unit, KeyRange range, int threads,
-                           ThreadBuffer& buffer) {
-  const int64_t D = view.sizes[3], cols = TileShape<T>::cols;
-  T* const packed = buffer.reserve<T>(up_to(cols, p.keys) * D + 1);
-  p.at(view, unit / p.groups, unit % p.groups, 0).with([&](auto* data) {
-    using S = std::remove_pointer_t<decltype(data)>;
-    const Rows<const S> rows{data, view.sizes[2], D, view.strides[2]};
-    const int64_t begin = range.first / cols, end = blocks_of(range.last, cols);
-    parallel_rows(end - begin, cols * D, threads, [&](int64_t from, int64_t to) {
-      for (int64_t half = 2 * (begin + from); half < 2 * (begin + to); ++half)
-        pack_columns(rows, half * Vec<T>::size, packed + half / 2 * cols * D + half % 2 * Vec<T>::size);
+class HeadColumns {
+ public:
+  static constexpr int kFew = 2;
+  const int64_t width;
+
+  HeadColumns(const Problem<T>& p, const View& view, int64_t unit, KeyRange range, int threads, ThreadBuffer& buffer)
+      : width(view.sizes[3]), end_(range.last), stride_(up_to(W, width)) {
+    if (end_ % W <= kFew) end_ -= end_ % W;
+    T* const packed = buffer.reserve<T>(up_to(kCols, p.keys) * width + kFew * stride_ + 1);
+    T* const last = packed + up_to(kCols, p.keys) * width;
+    data_ = packed;
+    last_ = last;
+    p.at(view, unit / p.groups, unit % p.groups, 0).with([&](auto* data) {
+      using S = std::remove_pointer_t<decltype(data)>;
+      const Rows<const S> rows{data, view.sizes[2], width, view.strides[2]};
+      const int64_t begin = range.first / kCols, end = blocks_of(end_, kCols);
+      parallel_rows(end - begin, kCols * width, threads, [&](int64_t from, int64_t to) {
+        for (int64_t half = 2 * (begin + from); half < 2 * (begin + to); ++half)
+          pack_columns(rows, half * W, packed + half / 2 * kCols * width + half % 2 * W);
+      });
+      for (int64_t j = end_; j < range.last; ++j)
+        for_each_vec<T>(width, [&](auto at) { at.store(last + (j - end_) * stride_, at.load(rows[j])); });
     });
-  });
-  return packed;
-}
+  }
+
+  // Columns from key j on, a multiple of a sliver's.
+  const T* from(int64_t j) const { return data_ + j * width; }
+  // Keys up to `last` that are not among the columns, and key i of these.
+  int few_of(int64_t last) const { return last > end_ ? int(last - end_) : 0; }
+  const T* row(int i) const { return last_ + i * stride_; }
+
+ private:
+  static constexpr int64_t kCols = TileShape<T>::cols, W = Vec<T>::size;
+  int64_t end_;  // of the columns
+  const int64_t stride_;
+  const T *data_, *last_;
+};
 
 // The same rows as they stand, in slivers [width][key][cols]: read one after another by a tile, and once by the
 // packing. In place, a tile's column of v would meet itself in a quarter of the first cache, or less.

@@ -82,14 +82,14 @@ class Differences {
 template <class T>
 struct BackwardHead {
   const Seen<T> seen;
-  const T *const key_columns, *const value_columns;
+  const HeadColumns<T> key_columns, value_columns;
   const HeadRows<T> key_rows;
 
   // Of the keys in `range`.
   BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
       : seen(p, unit, range, hidden_keys),
-        key_columns(pack_head_columns(p, p.k, unit, seen.keys, threads, packed_columns)),
-        value_columns(pack_head_columns(p, p.v, unit, seen.keys, threads, attention::value_columns)),
+        key_columns(p, p.k, unit, seen.keys, threads, packed_columns),
+        value_columns(p, p.v, unit, seen.keys, threads, attention::value_columns),
         key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows) {}
 };
 
@@ -176,8 +176,7 @@ class Sweep {
       else
         for (int64_t i = r; i < r + rows; ++i) differentiate(block, i, keys, d, weights + i * ld, slopes + i * ld);
     };
-    score_rows(gs.each(), block.count, head_.value_columns + keys.first * p_.value_width, n, p_.value_width, slopes,
-               differentiate_rows);
+    score_rows(gs.each(), block.count, head_.value_columns, keys, slopes, differentiate_rows);
     if (k) {
       const int64_t before = keys.first - origin;
       add_transposed_product(weights, gs.matrix(packed_grads), n, v + before * value_width_, value_width_);
@@ -185,12 +184,13 @@ class Sweep {
     }
     if (!wanted_.queries) return;
     if (queries) return head_.key_rows.multiply(slopes, keys, block.count, p_.width, Into<T>{queries, width_, true});
-    Results<T>(block, call_.grad_q, p_.width, false).put([&](auto put) {
-      head_.key_rows.multiply(slopes, keys, block.count, p_.width,
-                              [&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
-                                if (r < block.count) put(r, d, sum, false);
-                              });
-    });
+    const Results<T> results(block, call_.grad_q, p_.width);
+    const auto put = [put = results.put(), rows = block.count](int64_t r, int64_t d, Vec<T> sum)
+                         __attribute__((always_inline)) {
+                           if (r < rows) put(r, d, sum, false);
+                         };
+    head_.key_rows.multiply(slopes, keys, block.count, p_.width, put);
+    results.write();
   }
 
   // The products of the forward, added up in its order: where a row's largest weight is 1 but for one rounding of its
@@ -198,8 +198,7 @@ class Sweep {
   void score(const RowBlock<T>& block, const T* const* queries, KeyRange keys, T* tile) const {
     const int64_t n = keys.last - keys.first;
     if (p_.rows_per_group() > kFewRows)
-      return score_rows(queries, block.count, head_.key_columns + keys.first * p_.width, n, p_.width, tile,
-                        [](int64_t, int64_t) {});
+      return score_rows(queries, block.count, head_.key_columns, keys, tile, [](int64_t, int64_t) {});
     p_.at(p_.k, unit_ / p_.groups, unit_ % p_.groups, keys.first).with([&](const auto* k) {
       for (int64_t r = 0; r < block.count; ++r)
         dot_each_key(queries[r], k, p_.k.strides[2], n, p_.width, tile + r * ld);
@@ -209,11 +208,11 @@ class Sweep {
   // Gradients of queries from their sums, of none where that is null.
   void write_queries(const RowBlock<T>& block, const T* sums) const {
     if (!wanted_.queries) return;
-    Results<T>(block, call_.grad_q, p_.width, false).put([&](auto put) {
-      for (int64_t r = 0; r < block.count; ++r)
-        for (int64_t d = 0; d < width_; d += Vec<T>::size)
-          put(r, d, sums ? Vec<T>::load(sums + r * width_ + d) : Vec<T>(T(0)), false);
-    });
+    const T* const none = sums ? nullptr : zeros(row_buffer, width_);
+    for (int64_t r = 0; r < block.count; ++r) {
+      const Row& row = block.rows[r];
+      p_.at(call_.grad_q, row.batch, row.head, row.query).write(p_.width, sums ? sums + r * width_ : none);
+    }
   }
 
   // A row that sees no key has weights 0.

@@ -19,12 +19,12 @@ inline thread_local HeadBuffers head_buffers[kMaxSources];
 template <class T>
 struct Head {
   const Seen<T> seen;
-  const T* const columns;
+  const HeadColumns<T> columns;
   const HeadRows<T> values;
 
   Head(const Problem<T>& p, int64_t unit, int threads, HeadBuffers& buffers)
       : seen(p, unit, {0, p.keys}, buffers.hidden),
-        columns(pack_head_columns(p, p.k, unit, seen.keys, threads, buffers.columns)),
+        columns(p, p.k, unit, seen.keys, threads, buffers.columns),
         values(p.v, unit / p.groups, unit % p.groups, seen.keys, threads, buffers.values) {}
 };
 
@@ -56,8 +56,7 @@ class Walk {
         else
           for (int64_t i = r; i < r + n; ++i) weigh(p, head.seen, block, keys, i, gates[i], tile);
       };
-      score_rows(queries.each(), block.count, head.columns + keys.first * p.width, keys.last - keys.first, p.width,
-                 tile, weigh_rows);
+      score_rows(queries.each(), block.count, head.columns, keys, tile, weigh_rows);
       if (ends) {
         results_of(block.count, *results, adds,
                    [&](auto put) { head.values.multiply(tile, keys, block.count, cols_, put); });
@@ -131,13 +130,12 @@ class Walk {
   // f(put), where put(r, d, sum) takes the last sums of row r.
   template <class F>
   void results_of(int64_t rows, const Results<T>& results, bool adds, F f) {
-    T factors[kBlockRows<T>];
-    for (int64_t r = 0; r < rows; ++r) factors[r] = softmax_[r].inverse();
+    T inverses[kBlockRows<T>];
+    for (int64_t r = 0; r < rows; ++r) inverses[r] = softmax_[r].inverse();
+    const T* const factors = inverses;
     const T* const before = began_ ? sums_ : nullptr;
-    results.put([&](auto put) {
-      f([&](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
-        if (r < rows) put(r, d, Vec<T>(factors[r]) * (before ? sum + Vec<T>::load(before + r * cols_ + d) : sum), adds);
-      });
+    f([=, put = results.put(), cols = cols_](int64_t r, int64_t d, Vec<T> sum) __attribute__((always_inline)) {
+      if (r < rows) put(r, d, Vec<T>(factors[r]) * (before ? sum + Vec<T>::load(before + r * cols + d) : sum), adds);
     });
   }
 
@@ -159,7 +157,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
   }
   const Problem<T>& p = sources.first();
   const BlockRows<T> queries(blocks[0], p.q, packed_rows);
-  const Results<T> results(blocks[0], out, p.value_width, sources.count() > 1);
+  const Results<T> results(blocks[0], out, p.value_width);
   T gates[kRows];
   Walk<T> all(p.value_width);
   for (int i = 0; i < sources.count(); ++i) {

@@ -9,32 +9,30 @@ namespace attention {
 
 inline thread_local ThreadBuffer results_block;
 
-// A row of `out` for each of a block's: where it stays, or in a buffer while sums of a shorter type are being added up.
+// A row of `out` for each of a block's: where it stays, or in a buffer until it is rounded to a shorter type.
 template <class T>
 class Results {
  public:
-  Results(const RowBlock<T>& block, const View& out, int64_t width, bool is_sum)
-      : block_(block), out_(out), width_(width), buffered_(is_sum && !Stored<T>(out).as_they_are()) {
+  Results(const RowBlock<T>& block, const View& out, int64_t width)
+      : block_(block), out_(out), width_(width), buffered_(!Stored<T>(out).as_they_are()) {
     T* const buffer = buffered_ ? results_block.reserve<T>(kBlockRows<T> * width_ + 1) : nullptr;
-    for (int64_t r = 0; r < block.count; ++r) rows_[r] = buffered_ ? Stored<T>(buffer + r * width_) : at(r);
+    for (int64_t r = 0; r < block.count; ++r) rows_[r] = buffered_ ? buffer + r * width_ : at(r).as_they_are();
   }
 
-  // f(put), where put(r, d, value, adds) takes lanes from d on of row r, and adds them to what is there if `adds`.
-  template <class F>
-  void put(F f) const {
-    rows_[0].with([&](auto* first) {
-      using S = std::remove_pointer_t<decltype(first)>;
-      f([this](int64_t r, int64_t d, Vec<T> value, bool adds) __attribute__((always_inline)) {
-        S* const to = rows_[r].template as<S>() + d;
-        if (d + Vec<T>::size <= width_)
-          (adds ? value + Vec<T>::load(to) : value).store(to);
-        else
-          (adds ? value + Vec<T>::load(to, int(width_ - d)) : value).store(to, int(width_ - d));
-      });
-    });
+  // A function of (r, d, value, adds) that takes lanes from d on of row r, and adds them to what is there if `adds`.
+  auto put() const {
+    return [rows = rows_, width = width_](int64_t r, int64_t d, Vec<T> value, bool adds)
+               __attribute__((always_inline)) {
+                 T* const to = rows[r] + d;
+                 if (d + Vec<T>::size <= width)
+                   (adds ? value + Vec<T>::load(to) : value).store(to);
+                 else
+                   (adds ? value + Vec<T>::load(to, int(width - d)) : value).store(to, int(width - d));
+               };
   }
+  // To be called when all have been put.
   void write() const {
-    for (int64_t r = 0; buffered_ && r < block_.count; ++r) at(r).write(width_, rows_[r].as_they_are());
+    for (int64_t r = 0; buffered_ && r < block_.count; ++r) at(r).write(width_, rows_[r]);
   }
 
  private:
@@ -47,7 +45,7 @@ class Results {
   const View& out_;
   const int64_t width_;
   const bool buffered_;
-  Stored<T> rows_[kBlockRows<T>];
+  T* rows_[kBlockRows<T>];
 };
 
 }  // namespace attention

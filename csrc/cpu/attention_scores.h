@@ -62,13 +62,42 @@ MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, con
     for (int v = 0; v < kVecs; ++v) into(i, v * W, s[i][v]);
 }
 
-// f(r, n) when the tile holds the products of rows r to r + n - 1, at most kRowsAtOnce, with the first `keys` of the
-// packed columns; further rows up to kRowsAtOnce are like the last. A row has `width` numbers.
+// Scalar: for (i < kRowsAtOnce) for (j < W) to[i][j] = j < kKeys ? dot(rows[i], keys.row(j)) : 0
+template <class T, int kKeys>
+MMKERN_FN void dot_rows(const T* const* rows, int64_t n, const HeadColumns<T>& keys, T* to) {
+  constexpr int W = Vec<T>::size;
+  const T* x[kRowsAtOnce];
+  Vec<T> sums[kRowsAtOnce][W];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRowsAtOnce; ++i) {
+    x[i] = rows[smaller(i, n - 1)];
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j) sums[i][j] = Vec<T>(T(0));
+  }
+  for_each_vec<T>(keys.width, [&](auto at) __attribute__((always_inline)) {
+    Vec<T> y[kKeys];
+#pragma GCC unroll 16
+    for (int j = 0; j < kKeys; ++j) y[j] = at.load(keys.row(j));
+#pragma GCC unroll 16
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      const Vec<T> xi = at.load(x[i]);
+#pragma GCC unroll 16
+      for (int j = 0; j < kKeys; ++j) sums[i][j] = fma(xi, y[j], sums[i][j]);
+    }
+  });
+#pragma GCC unroll 16
+  for (int i = 0; i < kRowsAtOnce; ++i) sum_of_each(sums[i]).store(to + i * TileShape<T>::block_stride);
+}
+
+// f(r, n) when the tile holds the products of rows r to r + n - 1, at most kRowsAtOnce, with `keys` of the packed
+// columns; further rows up to kRowsAtOnce are like the last.
 template <class T, class F>
-void score_rows(const T* const* rows, int64_t count, const T* columns, int64_t keys, int64_t width, T* tile, F f) {
+void score_rows(const T* const* rows, int64_t count, const HeadColumns<T>& columns, KeyRange keys, T* tile, F f) {
   constexpr int W = Vec<T>::size, kStride = TileShape<T>::block_stride;
-  const int64_t ahead = count > 1 ? kRowsInTurn * (rows[1] - rows[0]) : 0, depth = depth_of<T>(width);
-  const int vectors = int(blocks_of(keys, W)), groups = int(blocks_of(vectors, kVectorsAtOnce));
+  const int64_t width = columns.width, depth = depth_of<T>(width);
+  const int64_t ahead = count > 1 ? kRowsInTurn * (rows[1] - rows[0]) : 0;
+  const int few = columns.few_of(keys.last), vectors = int(blocks_of(keys.last - keys.first - few, W));
+  const int groups = int(blocks_of(vectors, kVectorsAtOnce));
   for (int64_t begin = 0; begin < count; begin += kRowsInTurn) {
     const int64_t end = smaller(begin + kRowsInTurn, count);
     for (int g = 0; g < groups; ++g) {
@@ -77,12 +106,19 @@ void score_rows(const T* const* rows, int64_t count, const T* columns, int64_t k
         int64_t k = 0;
         do {
           for (int64_t r = begin; r < end; r += kRowsAtOnce)
-            multiply_rows<T, decltype(vecs)::value>(rows + r, end - r, g == 0 ? ahead : 0, columns, width, first, k,
-                                                    smaller(k + depth, width), k > 0, tile + r * kStride + first * W);
+            multiply_rows<T, decltype(vecs)::value>(rows + r, end - r, g == 0 ? ahead : 0, columns.from(keys.first),
+                                                    width, first, k, smaller(k + depth, width), k > 0,
+                                                    tile + r * kStride + first * W);
         } while ((k += depth) < width);
       });
     }
-    for (int64_t r = begin; r < end; r += kRowsAtOnce) f(r, smaller(kRowsAtOnce, end - r));
+    for (int64_t r = begin; r < end; r += kRowsAtOnce) {
+      if (few)
+        with_count<HeadColumns<T>::kFew>(few, [&](auto n) __attribute__((always_inline)) {
+          dot_rows<T, decltype(n)::value>(rows + r, end - r, columns, tile + r * kStride + vectors * W);
+        });
+      f(r, smaller(kRowsAtOnce, end - r));
+    }
   }
 }
 

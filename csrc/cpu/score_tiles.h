@@ -152,7 +152,13 @@ MMKERN_FN void load_transposed(const Rows<const S>& m, int64_t r0, int64_t c0, V
 template <class T, class S>
 MMKERN_FN void pack_columns(const Rows<const S>& y, int64_t j0, T* packed) {
   constexpr int C = TileShape<T>::cols, W = Vec<T>::size;
+  constexpr int64_t kLine = 64 / sizeof(S);
+  const int64_t stride = y.stride;
+  const S* const ahead = y[j0 + W];
   for (int64_t k = 0; k < y.cols; k += W) {
+    if (k % kLine == 0)
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) __builtin_prefetch(ahead + r * stride + k);
     Vec<T> v[W];
     load_transposed(y, j0, k, v);
 #pragma GCC unroll 16
