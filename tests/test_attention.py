@@ -344,7 +344,7 @@ def test_a_row_that_sees_one_key_has_no_gradient(
 @pytest.mark.parametrize(
     "options", [{}, {"bias": torch.zeros(1)}, {"is_causal": True}], ids=["plain", "bias", "causal"]
 )
-@pytest.mark.parametrize(("queries", "keys"), [(1, 300), (3, 50), (8, 50), (40, 50), (9, 600)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 300), (3, 50), (8, 50), (40, 50), (40, 514), (9, 600)])
 @pytest.mark.parametrize("size", [1e3, 1e5])
 def test_far_scores_are_the_same_forward_and_backward(
     size: float, queries: int, keys: int, options: dict[str, Any]
