@@ -341,23 +341,32 @@ def test_a_row_that_sees_one_key_has_no_gradient(
     assert all((g == 0).all() for g in torch.autograd.grad(out, (q, k), torch.randn_like(out)))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"bias": torch.zeros(1)}, {"is_causal": True}], ids=["plain", "bias", "causal"]
-)
+@pytest.mark.parametrize("masking", ["plain", "bias", "shared bias", "causal", "key mask"])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 300), (3, 50), (8, 50), (40, 50), (40, 514), (9, 600)])
 @pytest.mark.parametrize("size", [1e3, 1e5])
-def test_far_scores_are_the_same_forward_and_backward(
-    size: float, queries: int, keys: int, options: dict[str, Any]
-) -> None:
+def test_far_scores_are_the_same_forward_and_backward(size: float, queries: int, keys: int, masking: str) -> None:
     """One weight is 1 and the others 0, and backward finds just these: a score's rounding is far more than 1."""
     q, k = size * torch.randn(2, 2, queries, 80), size * torch.randn(2, 2, keys, 80)
     v = torch.randn(2, 2, keys, 16, requires_grad=True)
-    out = ops.cross_attention(q, k, v, **options)
-    hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1) if "is_causal" in options else False
-    chosen = (q.double() @ k.double().mT).masked_fill(torch.as_tensor(hidden), -math.inf).argmax(-1)
+    seen = torch.ones(queries, keys, dtype=torch.bool)
+    options: dict[str, Any] = {}
+    if masking == "bias":
+        options["bias"] = torch.zeros(2, 2, queries, keys, requires_grad=True)
+    if masking == "shared bias":
+        options["bias"] = torch.zeros(keys, requires_grad=True)
+    if masking == "causal":
+        seen, options["is_causal"] = seen.tril(keys - queries), True
+    if masking == "key mask":  # which ends two keys behind whole vectors
+        seen, options["key_mask"] = seen & (torch.arange(keys) < 34), (torch.arange(keys) < 34).expand(2, -1)
+    out, lse = ops.cross_attention(q, k, v, **options, return_lse=True)
+    chosen = (q.double() @ k.double().mT).masked_fill(~seen, -math.inf).argmax(-1)
     expected = torch.nn.functional.one_hot(chosen, keys).float()
     torch.testing.assert_close(out, expected @ v)
-    torch.testing.assert_close(torch.autograd.grad(out.sum(), v)[0], expected.sum(-2)[..., None].expand_as(v))
+    wanted = [x for x in (v, options.get("bias")) if x is not None]
+    grads = torch.autograd.grad(out.sum() + lse.sum(), wanted)
+    torch.testing.assert_close(grads[0], expected.sum(-2)[..., None].expand_as(v))
+    if "bias" in options:
+        torch.testing.assert_close(grads[1], expected.sum_to_size(options["bias"].shape))
 
 
 @pytest.mark.parametrize(
