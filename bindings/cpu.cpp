@@ -1,7 +1,8 @@
 // mmkern._C: the CPU kernels, at the best ISA level of this machine.
 //
-// A family adds its table to kFamilies; each entry becomes a function `name(*parameters, threads)` that returns None,
-// or raises ValueError where an argument does not fit its signature. direct(name, ...) makes the short way to it.
+// A table of kernels is named in MMKERN_FOR_EACH_TABLE; each entry becomes a function `name(*parameters, threads)` that
+// returns None, or raises ValueError where an argument does not fit its signature. direct(name, ...) makes the short
+// way to it.
 
 #include <pybind11/pybind11.h>
 
@@ -17,22 +18,23 @@
 
 namespace mmkern {
 
-#define MMKERN_DECLARE_FAMILIES(level)                                                                                 \
+#define MMKERN_FOR_EACH_TABLE(F, level)                                                                                \
+  F(level, activation)                                                                                                 \
+  F(level, adaptive_norm)                                                                                              \
+  F(level, attention) F(level, attention_rows) F(level, diffusion) F(level, group_norm) F(level, hyperbolic)
+#define MMKERN_DECLARE_TABLE(level, name) KernelTable name##_kernels();
+#define MMKERN_DECLARE_TABLES(level)                                                                                   \
   namespace level {                                                                                                    \
-  KernelTable attention_kernels();                                                                                     \
-  KernelTable attention_rows_kernels();                                                                                \
-  KernelTable diffusion_kernels();                                                                                     \
-  KernelTable hyperbolic_kernels();                                                                                    \
-  KernelTable modulation_kernels();                                                                                    \
+  MMKERN_FOR_EACH_TABLE(MMKERN_DECLARE_TABLE, level)                                                                   \
   }
-MMKERN_FOR_EACH_LEVEL(MMKERN_DECLARE_FAMILIES)
+MMKERN_FOR_EACH_LEVEL(MMKERN_DECLARE_TABLES)
 
 namespace {
 
 struct Level {
   const char* name;
   bool (*runs_here)();
-  std::vector<KernelTable> (*families)();
+  std::vector<KernelTable> (*tables)();
 };
 
 bool runs_here(const char* level) {
@@ -50,13 +52,10 @@ bool runs_here(const char* level) {
 #endif
 }
 
+#define MMKERN_TABLE_OF(level, name) level::name##_kernels(),
 #define MMKERN_LEVEL(level)                                                                                            \
   {#level, [] { return runs_here(#level); },                                                                           \
-   [] {                                                                                                                \
-     return std::vector<KernelTable>{level::attention_kernels(), level::attention_rows_kernels(),                      \
-                                     level::diffusion_kernels(), level::hyperbolic_kernels(),                          \
-                                     level::modulation_kernels()};                                                     \
-   }},
+   [] { return std::vector<KernelTable>{MMKERN_FOR_EACH_TABLE(MMKERN_TABLE_OF, level)}; }},
 // Best last.
 const Level kLevels[] = {MMKERN_FOR_EACH_LEVEL(MMKERN_LEVEL)};
 
@@ -155,7 +154,7 @@ PYBIND11_MODULE(_C, module) {
       "direct", make_direct,
       "Of a kernel by name, the settings, empty_strided(sizes, strides, dtype), record((out, tensors, (op, numbers)), "
       "*args), and the op.");
-  for (const KernelTable& table : level.families())
+  for (const KernelTable& table : level.tables())
     for (int i = 0; i < table.count; ++i) bind_kernel(module, table.entries[i]);
   bind_memory(module);
 }

@@ -158,8 +158,6 @@ def sources_kernel(
                 problem, head, q, first, gate, softmax, WIDTH, VALUE_WIDTH, BAND, QUERIES, KEYS, BLOCK, VALUE_BLOCK
             )
         else:
-            if BLOCK[0] > 128 and q.body.dtype == tl.float32:  # kept from one loop to the next, it fills the registers
-                q = load_rows(problem.q, head.q_batch, head.h, first, head.queries, QUERIES, WIDTH, BLOCK)
             alone = _follow_keys(
                 problem, head, q, first, None, _no_keys(QUERIES, VALUE_BLOCK),
                 WIDTH, VALUE_WIDTH, BAND, QUERIES, KEYS, BLOCK, VALUE_BLOCK,

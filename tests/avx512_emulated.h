@@ -54,6 +54,15 @@ EMULATED __m512 sqrt_ps(uint32_t mask, __m512 a) {
 EMULATED __m512d sqrt_pd(uint32_t mask, __m512d a) {
   return each<__m512d>([=](int i) { return mask >> i & 1 ? __builtin_sqrt(a[i]) : 0; });
 }
+// The second where either is NaN, and of two zeros.
+template <class V>
+EMULATED V max_lanes(uint32_t mask, V a, V b) {
+  return each<V>([=](int i) { return mask >> i & 1 ? a[i] > b[i] ? a[i] : b[i] : 0; });
+}
+template <class V>
+EMULATED V min_lanes(uint32_t mask, V a, V b) {
+  return each<V>([=](int i) { return mask >> i & 1 ? a[i] < b[i] ? a[i] : b[i] : 0; });
+}
 EMULATED __m512i widen(uint32_t mask, __m256i a) {
   return (__m512i)each<Words>([=](int i) { return mask >> i & 1 ? ((Halves)a)[i] : 0; });
 }
@@ -73,6 +82,10 @@ EMULATED __m256i to_half(uint32_t mask, __m512 a) {
 #define _mm512_fmadd_pd emulated::fma_pd
 #define _mm512_maskz_sqrt_ps emulated::sqrt_ps
 #define _mm512_maskz_sqrt_pd emulated::sqrt_pd
+#define _mm512_maskz_max_ps emulated::max_lanes
+#define _mm512_maskz_max_pd emulated::max_lanes
+#define _mm512_maskz_min_ps emulated::min_lanes
+#define _mm512_maskz_min_pd emulated::min_lanes
 #define _mm512_movepi32_mask(v) emulated::signs((NativeInt)(v))
 #define _mm512_movepi64_mask(v) emulated::signs((NativeLong)(v))
 #define _mm512_maskz_cvtepu16_epi32 emulated::widen

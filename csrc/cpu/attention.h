@@ -232,17 +232,18 @@ void for_each_kept(const Problem<T>& p, const Row& row, int64_t j0, int64_t n, F
 
 // Enough rows that the keys, which every block reads again, come from the second cache at little cost.
 template <class T>
-constexpr int64_t kBlockRows = 8 * TileShape<T>::rows;
+constexpr int64_t kBlockRows = 9 * TileShape<T>::rows;
 
-// Fewer where each sees a short band of keys, since a block meets those that any of its rows sees.
+// How many of `rows` to a block: blocks are of about one size, and of fewer rows where each sees a short band of keys,
+// since a block meets those that any of its rows sees.
 template <class T>
-int64_t rows_per_block(const Problem<T>& p) {
+int64_t rows_per_block(const Problem<T>& p, int64_t rows) {
   constexpr int64_t kRows = TileShape<T>::rows;
-  if (p.left < 0 && p.right < 0) return kBlockRows<T>;
-  if (p.left < 0 || p.right < 0) return kBlockRows<T> / 2;
+  if (p.left < 0 && p.right < 0) return rows ? up_to(kRows, blocks_of(rows, blocks_of(rows, kBlockRows<T>))) : kRows;
+  if (p.left < 0 || p.right < 0) return up_to(kRows, kBlockRows<T> / 2);
   const int64_t band = p.left + p.right + 1;
-  const int64_t rows = p.alignment == Alignment::resample && p.keys ? band * p.queries / p.keys : band;
-  return smaller(up_to(kRows, rows / 4 + 1), kBlockRows<T>);
+  const int64_t seeing = p.alignment == Alignment::resample && p.keys ? band * p.queries / p.keys : band;
+  return smaller(up_to(kRows, seeing / 4 + 1), kBlockRows<T>);
 }
 
 // At most kBlockRows<T> rows of a unit.
@@ -251,9 +252,9 @@ struct RowBlock {
   Row rows[kBlockRows<T>];
   KeyRange bands[kBlockRows<T>];
   KeyRange keys;  // that any of them sees
-  int64_t count;
+  const int64_t first, count;
 
-  RowBlock(const Problem<T>& p, int64_t unit, int64_t first, int64_t n) : keys{p.keys, 0}, count(n) {
+  RowBlock(const Problem<T>& p, int64_t unit, int64_t first, int64_t n) : keys{p.keys, 0}, first(first), count(n) {
     for (int64_t r = 0; r < n; ++r) {
       rows[r] = r == 0 ? p.row(unit, first) : p.after(rows[r - 1]);
       bands[r] = p.band(rows[r]);
@@ -364,6 +365,41 @@ class HeadRows {
   static constexpr int64_t kCols = TileShape<T>::cols;
   const int64_t keys_;
   const T* data_;
+};
+
+// The rows of k and v that the unit after this one meets. They are asked for a few at a time while this one's are at
+// work: packing only reads them, and would wait.
+template <class T>
+class NextHead {
+ public:
+  NextHead(const Problem<T>& p, int64_t unit) : rows_(p.rows_per_group()) {
+    const int64_t next = unit + 1;
+    if (next >= p.units()) return;
+    keys_ = p.keys;
+    for (Lines& lines : each_) {
+      const View& view = &lines == each_ ? p.k : p.v;
+      p.at(view, next / p.groups, next % p.groups, 0).with([&](const auto* data) {
+        const int64_t size = sizeof(*data);
+        lines = {reinterpret_cast<const char*>(data), view.strides[2] * size, view.sizes[3] * size};
+      });
+    }
+  }
+
+  // The share of rows [first, first + n) of this unit.
+  void ask(int64_t first, int64_t n) const {
+    for (int64_t j = first * keys_ / rows_; j < (first + n) * keys_ / rows_; ++j)
+      for (const Lines& lines : each_)
+        for (int64_t byte = 0; byte < lines.bytes; byte += 64) __builtin_prefetch(lines.data + j * lines.stride + byte);
+  }
+
+ private:
+  struct Lines {
+    const char* data;
+    int64_t stride, bytes;
+  };
+  const int64_t rows_;
+  int64_t keys_ = 0;
+  Lines each_[2] = {};  // of k and v
 };
 
 // Whether whole units, or the blocks of one unit after another, are shared among the threads.

@@ -84,13 +84,15 @@ struct BackwardHead {
   const Seen<T> seen;
   const HeadColumns<T> key_columns, value_columns;
   const HeadRows<T> key_rows;
+  const NextHead<T> next;
 
   // Of the keys in `range`.
   BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
       : seen(p, unit, range, hidden_keys),
         key_columns(p, p.k, unit, seen.keys, threads, packed_columns),
         value_columns(p, p.v, unit, seen.keys, threads, attention::value_columns),
-        key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows) {}
+        key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows),
+        next(p, unit) {}
 };
 
 // Which gradients a sweep is after.
@@ -124,7 +126,7 @@ class Sweep {
   void run(int64_t first_row, int64_t last_row, KeyRange range) {
     const KeyBlocks<T> blocks(range.within(head_.seen.keys));
     const bool at_once = blocks.count() <= 1;  // a row's gradient is complete with the first block of keys
-    const int64_t rows = last_row - first_row, size = rows_per_block(p_);
+    const int64_t rows = last_row - first_row, size = rows_per_block(p_, rows);
     T* const queries = wanted_.queries && !at_once ? zeros(query_sums, (rows + Shape::rows) * width_) : nullptr;
     for (int64_t b = 0; b < blocks.count(); ++b) {
       const KeyRange keys = blocks[b];
@@ -171,6 +173,7 @@ class Sweep {
     const Differences<T> d(call_, block, head_.seen.unmasked, keys, gs);
     score(block, xs.each(), keys, weights);
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
+      if (!queries) head_.next.ask(block.first + r, rows);
       if (head_.seen.is_same(block, r, rows, keys))
         differentiate_together(block, r, rows, keys, d, weights + r * ld, slopes + r * ld);
       else
@@ -335,7 +338,7 @@ template <class T>
 void backward(const Call& tensors) {
   const BackwardCall<T> call(tensors);
   const Problem<T>& p = call.p;
-  const int64_t rows = p.rows_per_group(), size = rows_per_block(p);
+  const int64_t rows = p.rows_per_group(), size = rows_per_block(p, rows);
   const Sharing sharing(p.units(), p.units() * rows * p.keys * (p.width + p.value_width) / Vec<T>::size,
                         tensors.threads);
   Wanted wanted{bool(call.grad_q), call.grad_k || call.grad_v, {}};

@@ -21,11 +21,13 @@ struct Head {
   const Seen<T> seen;
   const HeadColumns<T> columns;
   const HeadRows<T> values;
+  const NextHead<T> next;
 
   Head(const Problem<T>& p, int64_t unit, int threads, HeadBuffers& buffers)
       : seen(p, unit, {0, p.keys}, buffers.hidden),
         columns(p, p.k, unit, seen.keys, threads, buffers.columns),
-        values(p.v, unit / p.groups, unit % p.groups, seen.keys, threads, buffers.values) {}
+        values(p.v, unit / p.groups, unit % p.groups, seen.keys, threads, buffers.values),
+        next(p, unit) {}
 };
 
 // A block of rows on its way along the keys: a softmax each, and Σ weight·v in rows of `cols` columns.
@@ -51,6 +53,7 @@ class Walk {
       const KeyRange keys = key_blocks[b];
       const bool ends = results && b + 1 == key_blocks.count();
       const auto weigh_rows = [&](int64_t r, int64_t n) {
+        if (key_blocks.count() == 1) head.next.ask(block.first + r, n);
         if (head.seen.is_same(block, r, n, keys))
           weigh_together(p, head.seen, keys, r, n, gates, tile);
         else
@@ -175,7 +178,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
 
 template <class T>
 void forward_blocks(const Sources<T>& sources, const View& out, T* lse, int threads) {
-  const int64_t rows = sources.rows(), size = rows_per_block(sources.first()), blocks = blocks_of(rows, size);
+  const int64_t rows = sources.rows(), size = rows_per_block(sources.first(), rows), blocks = blocks_of(rows, size);
   const Sharing sharing(sources.units(), sources.work(), threads);
   parallel_blocks(sources.units(), sharing.units, [&](int64_t unit) {
     OfEach<Head<T>> heads;

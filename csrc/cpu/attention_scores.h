@@ -9,7 +9,7 @@ inline namespace MMKERN_ISA {
 namespace attention {
 
 constexpr int kRowsAtOnce = 6;   // more would find no place for their addresses
-constexpr int kRowsInTurn = 48;  // that meet some columns before the next ones: the columns stay in the first cache
+constexpr int kRowsInTurn = 54;  // that meet some columns before the next ones: the columns stay in the first cache
 #if defined(MMKERN_AVX512) || defined(__aarch64__)
 constexpr int kVectorsAtOnce = 4;  // 24 of 32 registers hold sums
 #else
@@ -237,13 +237,14 @@ class Seen {
   void hide(KeyRange some, T* products) const {
     constexpr int W = Vec<T>::size;
     constexpr int64_t kStride = TileShape<T>::block_stride;
+    const bool cut = some.last < keys.last;  // else the lanes beyond are hidden as they are
     for (int64_t j = some.first; j < some.last; j += W) {
       if (!holes && j >= keys.first && j + W <= smaller(keys.last, some.last)) continue;
       const Vec<T> hidden = Vec<T>::load(hidden_ + j);
       for (int i = 0; i < kRowsAtOnce; ++i) {
         T* const at = products + i * kStride + j - some.first;
         select(hidden == Vec<T>(T(0)), Vec<T>::load(at), hidden).store(at);
-        for (int64_t lane = some.last - j; lane < W; ++lane) at[lane] = minus_infinity<T>();
+        for (int64_t lane = some.last - j; cut && lane < W; ++lane) at[lane] = minus_infinity<T>();
       }
     }
   }

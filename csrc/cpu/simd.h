@@ -207,12 +207,12 @@ struct Vec {
   }
   // a < b ? a : b, so b wherever either is NaN, and b of two zeros
   friend MMKERN_FN Vec min(Vec a, Vec b) {
-    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] < b.r[k] ? a.r[k] : b.r[k];
+    for (int k = 0; k < R; ++k) a.r[k] = min_lanes(a.r[k], b.r[k]);
     return a;
   }
   // a > b ? a : b, so b wherever either is NaN, and b of two zeros
   friend MMKERN_FN Vec max(Vec a, Vec b) {
-    for (int k = 0; k < R; ++k) a.r[k] = a.r[k] > b.r[k] ? a.r[k] : b.r[k];
+    for (int k = 0; k < R; ++k) a.r[k] = max_lanes(a.r[k], b.r[k]);
     return a;
   }
   // a * b + c: rounded once if kFusesMultiplyAdd, else twice
@@ -239,7 +239,7 @@ struct Vec {
   }
   // Scalar: for (i < size) top = v[i] > top ? v[i] : top;  a NaN may be dropped
   friend MMKERN_FN T max_of(Vec v) {
-    for (int k = 1; k < R; ++k) v.r[0] = v.r[0] > v.r[k] ? v.r[0] : v.r[k];
+    for (int k = 1; k < R; ++k) v.r[0] = max_lanes(v.r[0], v.r[k]);
     return fold(v.r[0], [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
   }
 

@@ -19,6 +19,10 @@ MMKERN_FN NativeFloat fma_lanes(NativeFloat a, NativeFloat b, NativeFloat c) { r
 MMKERN_FN NativeDouble fma_lanes(NativeDouble a, NativeDouble b, NativeDouble c) { return _mm512_fmadd_pd(a, b, c); }
 MMKERN_FN NativeFloat sqrt_lanes(NativeFloat a) { return _mm512_maskz_sqrt_ps(0xffff, a); }
 MMKERN_FN NativeDouble sqrt_lanes(NativeDouble a) { return _mm512_maskz_sqrt_pd(0xff, a); }
+MMKERN_FN NativeFloat max_lanes(NativeFloat a, NativeFloat b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+MMKERN_FN NativeDouble max_lanes(NativeDouble a, NativeDouble b) { return _mm512_maskz_max_pd(0xff, a, b); }
+MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm512_maskz_min_pd(0xff, a, b); }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm512_movepi32_mask((__m512i)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm512_movepi64_mask((__m512i)m) != 0; }
 
@@ -28,6 +32,10 @@ MMKERN_FN NativeFloat fma_lanes(NativeFloat a, NativeFloat b, NativeFloat c) { r
 MMKERN_FN NativeDouble fma_lanes(NativeDouble a, NativeDouble b, NativeDouble c) { return _mm256_fmadd_pd(a, b, c); }
 MMKERN_FN NativeFloat sqrt_lanes(NativeFloat a) { return _mm256_sqrt_ps(a); }
 MMKERN_FN NativeDouble sqrt_lanes(NativeDouble a) { return _mm256_sqrt_pd(a); }
+MMKERN_FN NativeFloat max_lanes(NativeFloat a, NativeFloat b) { return _mm256_max_ps(a, b); }
+MMKERN_FN NativeDouble max_lanes(NativeDouble a, NativeDouble b) { return _mm256_max_pd(a, b); }
+MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm256_min_ps(a, b); }
+MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm256_min_pd(a, b); }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm256_movemask_ps((__m256)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm256_movemask_pd((__m256d)m) != 0; }
 
@@ -37,6 +45,10 @@ MMKERN_FN NativeFloat fma_lanes(NativeFloat a, NativeFloat b, NativeFloat c) { r
 MMKERN_FN NativeDouble fma_lanes(NativeDouble a, NativeDouble b, NativeDouble c) { return a * b + c; }
 MMKERN_FN NativeFloat sqrt_lanes(NativeFloat a) { return _mm_sqrt_ps(a); }
 MMKERN_FN NativeDouble sqrt_lanes(NativeDouble a) { return _mm_sqrt_pd(a); }
+MMKERN_FN NativeFloat max_lanes(NativeFloat a, NativeFloat b) { return _mm_max_ps(a, b); }
+MMKERN_FN NativeDouble max_lanes(NativeDouble a, NativeDouble b) { return _mm_max_pd(a, b); }
+MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm_min_ps(a, b); }
+MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm_min_pd(a, b); }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm_movemask_ps((__m128)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm_movemask_pd((__m128d)m) != 0; }
 
@@ -50,6 +62,15 @@ MMKERN_FN NativeDouble fma_lanes(NativeDouble a, NativeDouble b, NativeDouble c)
 }
 MMKERN_FN NativeFloat sqrt_lanes(NativeFloat a) { return (NativeFloat)vsqrtq_f32((float32x4_t)a); }
 MMKERN_FN NativeDouble sqrt_lanes(NativeDouble a) { return (NativeDouble)vsqrtq_f64((float64x2_t)a); }
+// Of a NaN vmaxq would make a NaN.
+template <class Native>
+MMKERN_FN Native max_lanes(Native a, Native b) {
+  return a > b ? a : b;
+}
+template <class Native>
+MMKERN_FN Native min_lanes(Native a, Native b) {
+  return a < b ? a : b;
+}
 MMKERN_FN bool any_lane(NativeInt m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
 
