@@ -368,13 +368,14 @@ class HeadRows {
 };
 
 // The rows of k and v that the unit after this one meets. They are asked for a few at a time while this one's are at
-// work: packing only reads them, and would wait.
+// work: packing only reads them, and would wait. Not where keys are more
+// than a tile: each of their tiles would ask again.
 template <class T>
 class NextHead {
  public:
   NextHead(const Problem<T>& p, int64_t unit) : rows_(p.rows_per_group()) {
     const int64_t next = unit + 1;
-    if (next >= p.units()) return;
+    if (next >= p.units() || p.keys > KeyBlocks<T>::kMost) return;
     keys_ = p.keys;
     for (Lines& lines : each_) {
       const View& view = &lines == each_ ? p.k : p.v;

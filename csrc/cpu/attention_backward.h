@@ -84,15 +84,13 @@ struct BackwardHead {
   const Seen<T> seen;
   const HeadColumns<T> key_columns, value_columns;
   const HeadRows<T> key_rows;
-  const NextHead<T> next;
 
   // Of the keys in `range`.
   BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
       : seen(p, unit, range, hidden_keys),
         key_columns(p, p.k, unit, seen.keys, threads, packed_columns),
         value_columns(p, p.v, unit, seen.keys, threads, attention::value_columns),
-        key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows),
-        next(p, unit) {}
+        key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows) {}
 };
 
 // Which gradients a sweep is after.
@@ -173,7 +171,6 @@ class Sweep {
     const Differences<T> d(call_, block, head_.seen.unmasked, keys, gs);
     score(block, xs.each(), keys, weights);
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
-      if (!queries) head_.next.ask(block.first + r, rows);
       if (head_.seen.is_same(block, r, rows, keys))
         differentiate_together(block, r, rows, keys, d, weights + r * ld, slopes + r * ld);
       else

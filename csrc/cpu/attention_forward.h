@@ -53,7 +53,7 @@ class Walk {
       const KeyRange keys = key_blocks[b];
       const bool ends = results && b + 1 == key_blocks.count();
       const auto weigh_rows = [&](int64_t r, int64_t n) {
-        if (key_blocks.count() == 1) head.next.ask(block.first + r, n);
+        head.next.ask(block.first + r, n);
         if (head.seen.is_same(block, r, n, keys))
           weigh_together(p, head.seen, keys, r, n, gates, tile);
         else
