@@ -261,6 +261,17 @@ struct RowBlock {
       if (!bands[r].is_empty()) keys.widen(bands[r]);
     }
   }
+
+  // f(r, n, place) for runs of rows: r, ..., r + n - 1 lie one behind the other in `view`, a tensor of queries.
+  template <class F>
+  void for_each_run(const View& view, F f) const {
+    const bool dense = view.strides[2] == view.sizes[3];
+    for (int64_t r = 0, n; r < count; r += n) {
+      const Row& row = rows[r];
+      n = dense ? smaller(count - r, view.sizes[2] - row.query) : 1;
+      f(r, n, Problem<T>::place(view, row.batch, row.head, row.query));
+    }
+  }
 };
 
 // Keys in one block of at most kMost or in several of at most block_cols, of about one size, which begin at whole
@@ -367,9 +378,27 @@ class HeadRows {
   const T* data_;
 };
 
+// Rows of a tensor that are asked for before they are read.
+struct RowsAhead {
+  const char* data = nullptr;
+  int64_t stride = 0, bytes = 0;
+
+  RowsAhead() = default;
+  // Those from element `place` of `view` on.
+  RowsAhead(const View& view, int64_t place)
+      : data(static_cast<const char*>(view.data) + place * bytes_of(view.dtype)),
+        stride(view.strides[2] * bytes_of(view.dtype)),
+        bytes(view.sizes[3] * bytes_of(view.dtype)) {}
+
+  void ask(int64_t first, int64_t last) const {
+    for (int64_t j = first; j < last; ++j)
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(data + j * stride + byte);
+  }
+};
+
 // The rows of k and v that the unit after this one meets. They are asked for a few at a time while this one's are at
-// work: packing only reads them, and would wait. Not where keys are more
-// than a tile: each of their tiles would ask again.
+// work: packing only reads them, and would wait. Not where
+// keys are more than a tile: each of their tiles would ask again.
 template <class T>
 class NextHead {
  public:
@@ -377,30 +406,24 @@ class NextHead {
     const int64_t next = unit + 1;
     if (next >= p.units() || p.keys > KeyBlocks<T>::kMost) return;
     keys_ = p.keys;
-    for (Lines& lines : each_) {
-      const View& view = &lines == each_ ? p.k : p.v;
-      p.at(view, next / p.groups, next % p.groups, 0).with([&](const auto* data) {
-        const int64_t size = sizeof(*data);
-        lines = {reinterpret_cast<const char*>(data), view.strides[2] * size, view.sizes[3] * size};
-      });
-    }
+    const auto ahead = [&](const View& view) {
+      return RowsAhead(view, p.place(view, next / p.groups, next % p.groups, 0));
+    };
+    k_ = ahead(p.k);
+    v_ = ahead(p.v);
   }
 
   // The share of rows [first, first + n) of this unit.
   void ask(int64_t first, int64_t n) const {
-    for (int64_t j = first * keys_ / rows_; j < (first + n) * keys_ / rows_; ++j)
-      for (const Lines& lines : each_)
-        for (int64_t byte = 0; byte < lines.bytes; byte += 64) __builtin_prefetch(lines.data + j * lines.stride + byte);
+    const int64_t begin = first * keys_ / rows_, end = (first + n) * keys_ / rows_;
+    k_.ask(begin, end);
+    v_.ask(begin, end);
   }
 
  private:
-  struct Lines {
-    const char* data;
-    int64_t stride, bytes;
-  };
   const int64_t rows_;
   int64_t keys_ = 0;
-  Lines each_[2] = {};  // of k and v
+  RowsAhead k_, v_;
 };
 
 // Whether whole units, or the blocks of one unit after another, are shared among the threads.

@@ -54,6 +54,7 @@ class Walk {
       const bool ends = results && b + 1 == key_blocks.count();
       const auto weigh_rows = [&](int64_t r, int64_t n) {
         head.next.ask(block.first + r, n);
+        queries.ask_next(r, n);
         if (head.seen.is_same(block, r, n, keys))
           weigh_together(p, head.seen, keys, r, n, gates, tile);
         else

@@ -16,7 +16,10 @@ class Results {
   Results(const RowBlock<T>& block, const View& out, int64_t width)
       : block_(block), out_(out), width_(width), buffered_(!Stored<T>(out).as_they_are()) {
     T* const buffer = buffered_ ? results_block.reserve<T>(kBlockRows<T> * width_ + 1) : nullptr;
-    for (int64_t r = 0; r < block.count; ++r) rows_[r] = buffered_ ? buffer + r * width_ : at(r).as_they_are();
+    block.for_each_run(out, [&](int64_t r, int64_t n, int64_t place) {
+      T* const to = buffered_ ? buffer + r * width_ : (Stored<T>(out) + place).as_they_are();
+      for (int64_t i = 0; i < n; ++i) rows_[r + i] = to + i * width_;
+    });
   }
 
   // A function of (r, d, value, adds) that takes lanes from d on of row r, and adds them to what is there if `adds`.
@@ -32,15 +35,13 @@ class Results {
   }
   // To be called when all have been put.
   void write() const {
-    for (int64_t r = 0; buffered_ && r < block_.count; ++r) at(r).write(width_, rows_[r]);
+    if (!buffered_) return;
+    block_.for_each_run(out_, [&](int64_t r, int64_t n, int64_t place) {
+      (Stored<T>(out_) + place).write(n * width_, rows_[r]);
+    });
   }
 
  private:
-  Stored<T> at(int64_t r) const {
-    const Row& row = block_.rows[r];
-    return Problem<T>::at(out_, row.batch, row.head, row.query);
-  }
-
   const RowBlock<T>& block_;
   const View& out_;
   const int64_t width_;

@@ -130,18 +130,24 @@ class BlockRows {
       : width_(from.sizes[3]), stride_(up_to(Vec<T>::size, width_)), block_(block) {
     Stored<T>(from).with([&](const auto* data) {
       using S = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-      if constexpr (std::is_same_v<S, T>) {
-        for (int64_t r = 0; r < block.count; ++r) rows_[r] = data + place(from, block.rows[r]);
-      } else {
-        T* const packed = buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
-        for (int64_t r = 0; r < block.count; ++r) {
-          rows_[r] = packed + r * stride_;
-          copy(data + place(from, block.rows[r]), packed + r * stride_);
-        }
+      T* const packed = std::is_same_v<S, T> ? nullptr : buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
+      if (packed && block.count > 0) {
+        const Row& last = block.rows[block.count - 1];
+        next_ = RowsAhead(from, Problem<T>::place(from, last.batch, last.head, last.query + 1));
       }
+      block.for_each_run(from, [&](int64_t r, int64_t n, int64_t place) {
+        if constexpr (std::is_same_v<S, T>) {
+          for (int64_t i = 0; i < n; ++i) rows_[r + i] = data + place + i * width_;
+        } else {
+          for (int64_t i = 0; i < n; ++i) rows_[r + i] = packed + (r + i) * stride_;
+          copy(data + place, n, packed + r * stride_);
+        }
+      });
     });
   }
   const T* const* each() const { return rows_; }
+  // For the share of rows [first, first + n) of what the next block has to pack; else multiply_rows asks for them.
+  void ask_next(int64_t first, int64_t n) const { next_.ask(first, first + n); }
 
   // The same a stride apart in whole vectors, near enough to each other to stay in the first cache.
   Rows<const T> matrix(ThreadBuffer& buffer) const {
@@ -149,24 +155,29 @@ class BlockRows {
     for (int64_t r = 1; r < block_.count; ++r) dense = dense && rows_[r] - rows_[r - 1] == stride_;
     if (dense && width_ == stride_) return {rows_[0], block_.count, width_, stride_};
     T* const packed = buffer.reserve<T>(kBlockRows<T> * stride_ + 1);
-    for (int64_t r = 0; rows_[0] != packed && r < block_.count; ++r) copy(rows_[r], packed + r * stride_);
+    for (int64_t r = 0; rows_[0] != packed && r < block_.count; ++r) copy(rows_[r], 1, packed + r * stride_);
     return {packed, block_.count, width_, stride_};
   }
 
  private:
-  static int64_t place(const View& view, const Row& row) {
-    return Problem<T>::place(view, row.batch, row.head, row.query);
-  }
+  // n rows one behind the other.
   template <class S>
-  void copy(const S* from, T* to) const {
+  void copy(const S* from, int64_t n, T* to) const {
     constexpr int W = Vec<T>::size;
-    int64_t d = 0;
-    for (; d + W <= width_; d += W) Vec<T>::load(from + d).store(to + d);
-    if (d < width_) Vec<T>::load(from + d, int(width_ - d)).store(to + d);
+    const int64_t whole = width_ / W * W;
+    if (whole == width_) {
+      for (int64_t d = 0; d < n * width_; d += W) Vec<T>::load(from + d).store(to + d);
+      return;
+    }
+    for (; n > 0; --n, from += width_, to += stride_) {
+      for (int64_t d = 0; d < whole; d += W) Vec<T>::load(from + d).store(to + d);
+      Vec<T>::load(from + whole, int(width_ - whole)).store(to + whole);
+    }
   }
 
   const int64_t width_, stride_;
   const RowBlock<T>& block_;
+  RowsAhead next_;
   const T* rows_[kBlockRows<T>];
 };
 
