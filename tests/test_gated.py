@@ -14,7 +14,7 @@ from mmkern import ops
 from mmkern.ops._define import OPS
 from tests import contract
 from tests.cases.case import Case
-from tests.cases.gated import CASES
+from tests.cases.gated import CASES, wide
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 RUNS = [
@@ -23,6 +23,8 @@ RUNS = [
     for dtype in DTYPES
     if dtype == torch.float32 or case.label.startswith(("2x7x64", "rows inside", "sliced-channels"))
 ]
+# In several stretches of a row, with a last one that is not whole.
+RUNS += [(case, dtype) for case in wide(2100) for dtype in DTYPES]
 
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
