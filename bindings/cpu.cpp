@@ -21,7 +21,8 @@ namespace mmkern {
 #define MMKERN_FOR_EACH_TABLE(F, level)                                                                                \
   F(level, activation)                                                                                                 \
   F(level, adaptive_norm)                                                                                              \
-  F(level, attention) F(level, attention_rows) F(level, diffusion) F(level, group_norm) F(level, hyperbolic)
+  F(level, attention)                                                                                                  \
+  F(level, attention_rows) F(level, contrastive) F(level, diffusion) F(level, group_norm) F(level, hyperbolic)
 #define MMKERN_DECLARE_TABLE(level, name) KernelTable name##_kernels();
 #define MMKERN_DECLARE_TABLES(level)                                                                                   \
   namespace level {                                                                                                    \

@@ -118,7 +118,7 @@ def verify_backward(op: Op, grads: Sequence[Tensor], args: Sequence[Any], gradie
         return op.reference_gradients(kept, wanted, given, create_graph=False)
 
     scales = [
-        _largest_term(op, i, grads[0].double(), wide) if i in op.scalars and want else None
+        _largest_term(op, i, [g.double() for g in grads], wide) if i in op.scalars and want else None
         for i, want in zip(op.tensors, wanted, strict=True)
     ]
     names = [f"{op.name}, gradient of {op.names[i]}" for i in op.tensors]
@@ -195,18 +195,20 @@ def _lead_dtype(op: Op, args: Sequence[Any]) -> torch.dtype:
     return dtype
 
 
-def _largest_term(op: Op, index: int, grad: Tensor, args: Sequence[Any]) -> Tensor:
+def _largest_term(op: Op, index: int, grads: Sequence[Tensor], args: Sequence[Any]) -> Tensor:
     """A scalar's gradient is a sum over rows of ``g·∂out/∂scalar``: the largest ``|g||∂out/∂scalar|`` of a row."""
-    if grad.numel() == 0:
-        return grad.new_zeros(())
 
-    def of_scalar(value: Tensor) -> Tensor:
-        out: Tensor = op.reference(*args[:index], value, *args[index + 1 :])
-        return out
+    def of_scalar(value: Tensor) -> tuple[Tensor, ...]:
+        out = op.reference(*args[:index], value, *args[index + 1 :])
+        return out[: op.differentiable] if isinstance(out, tuple) else (out,)
 
-    slope: Tensor = torch.func.jvp(of_scalar, (args[index],), (torch.ones_like(args[index]),))[1]
-    lengths = [x.reshape(-1, x.shape[-1] if x.dim() else 1).norm(dim=-1) for x in (slope, grad)]
-    largest: Tensor = (lengths[0] * lengths[1]).max()
+    slopes: tuple[Tensor, ...] = torch.func.jvp(of_scalar, (args[index],), (torch.ones_like(args[index]),))[1]
+    largest = grads[0].new_zeros(())
+    for slope, grad in zip(slopes, grads, strict=True):
+        if grad.numel() == 0:
+            continue
+        lengths = [x.reshape(-1, x.shape[-1] if x.dim() else 1).norm(dim=-1) for x in (slope.nan_to_num(), grad)]
+        largest = torch.maximum(largest, (lengths[0] * lengths[1]).max())
     return largest
 
 

@@ -9,7 +9,8 @@ import torch
 
 from mmkern import backends
 from mmkern.backends import cuda_attention_rows
-from mmkern.ops._define import OPS, in_tuple
+from mmkern.ops._define import OPS
+from mmkern.ops._outputs import in_tuple
 from tests.cases.attention_rows import CASES, wide
 from tests.cases.case import Case
 from tests.cuda_on_host import calls, frame

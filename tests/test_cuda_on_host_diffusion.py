@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmkern import testing
 from mmkern.backends.cuda_pieces import Axes
-from mmkern.ops._define import OPS, in_tuple
+from mmkern.ops._define import OPS
+from mmkern.ops._outputs import in_tuple
 from mmkern.reference.diffusion import MAX_HISTORY, MAX_OUTPUTS, Column, StepArguments
 from mmkern.reference.philox import normal
 from tests.cases.case import Case

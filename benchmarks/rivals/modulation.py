@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmkern.ops._define import Result
+from mmkern.ops._outputs import Result
 
 EPS = 1e-6
 FRAMES_PER_SCALE = 25

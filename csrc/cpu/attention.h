@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "../call.h"
-#include "score_tiles.h"
+#include "softmax.h"
 #include "stored.h"
 
 #include "../philox.h"
@@ -48,11 +48,6 @@ struct Broadcast {
 struct Row {
   int64_t batch, head, query, group;
 };
-
-template <class T>
-MMKERN_FN T minus_infinity() {
-  return T(-__builtin_inf());
-}
 
 // Tensors: q, k, v, key_mask, attn_mask, attn_bias, bias, prefix_lengths, seed, from `at` on in the call. Scalars:
 // scale, softcap, left, right, alignment, dropout_p.

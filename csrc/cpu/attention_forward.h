@@ -3,7 +3,6 @@
 
 #include "attention_results.h"
 #include "attention_scores.h"
-#include "attention_softmax.h"
 #include "attention_sources.h"
 
 namespace mmkern {

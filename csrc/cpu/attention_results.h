@@ -36,9 +36,8 @@ class Results {
   // To be called when all have been put.
   void write() const {
     if (!buffered_) return;
-    block_.for_each_run(out_, [&](int64_t r, int64_t n, int64_t place) {
-      (Stored<T>(out_) + place).write(n * width_, rows_[r]);
-    });
+    block_.for_each_run(
+        out_, [&](int64_t r, int64_t n, int64_t place) { (Stored<T>(out_) + place).write(n * width_, rows_[r]); });
   }
 
  private:

@@ -1,112 +1,11 @@
-// All pairs of rows: inner products and distances on the tile loop, with what a tile becomes stated by a geometry.
-//
-// A score tile holds s = x.y. Where |x - y| is small beside |x| and |y| the scores cancel; those pairs ("near") are
-// redone from the differences of their coordinates.
-//
-// Backward: for one pair, x' = alpha x - kappa y and y' = beta y - kappa x. The kappas fill a matrix, so x' and y' are
-// two more products on the same tile loop; alpha and beta are sums over a row and a column of it. A near pair keeps its
-// digits as x' = -kappa (y - x) + (alpha - kappa) x: its difference is added to the product, which leaves it out.
+// Inner products and distances of all pairs, as a matrix, on the tile loop.
 #pragma once
 
-#include "../hyperbolic.h"
-#include "hyperbolic_geometry.h"
-#include "row_ops.h"
-#include "score_tiles.h"
-#include "stored.h"
+#include "pairwise.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace pairwise {
-
-// A matrix in its storage type.
-template <class T>
-class StoredRows {
- public:
-  explicit StoredRows(const View& view)
-      : stored_(view),
-        stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0),
-        stream_(view.dtype == Dtype::float32 && view.sizes[1] % Vec<T>::size == 0 &&
-                streams(mmkern::rows<float>(view))) {}
-
-  explicit operator bool() const { return bool(stored_); }
-
-  void read(int64_t i, int64_t j, int64_t n, T* to) const { (stored_ + (i * stride_ + j)).read(n, to); }
-  void write(int64_t i, int64_t j, int64_t n, const T* from) const {
-    (stored_ + (i * stride_ + j)).write(n, from, stream_);
-  }
-  // Row i from column j on where it is stored past the caches; else null. Such rows are whole vectors.
-  T* streamed(int64_t i, int64_t j) const { return stream_ ? (stored_ + (i * stride_ + j)).as_they_are() : nullptr; }
-
- private:
-  Stored<T> stored_;
-  int64_t stride_;
-  bool stream_;
-};
-
-// The rows of an input as T: its own, or a copy of a 16-bit input.
-template <class T>
-struct InputRows {
-  Scratch<T> copy;
-  const Rows<const T> rows;
-
-  explicit InputRows(const View& view)
-      : copy(Stored<T>(view).as_they_are() ? 0 : size(view)), rows(view_or_copy(view)) {}
-
- private:
-  static int64_t size(const View& view) { return view.sizes[0] * view.sizes[1]; }
-
-  Rows<const T> view_or_copy(const View& view) {
-    if (Stored<T>(view).as_they_are()) return mmkern::rows<const T>(view);
-    const int64_t n = view.sizes[0], cols = view.sizes[1];
-    const StoredRows<T> stored(view);
-    for (int64_t i = 0; i < n; ++i) stored.read(i, 0, cols, copy.data + i * cols);
-    return {copy.data, n, cols, cols};
-  }
-};
-
-// |row|^2 and the geometry's factor (see hyperbolic_geometry.h) of every row.
-template <class T>
-struct RowFacts {
-  Scratch<T> squares, factors;
-  const int64_t rows;
-
-  template <class Geometry>
-  RowFacts(const Geometry& geometry, const Rows<const T>& x)
-      : squares(x.rows + Vec<T>::size), factors(x.rows + Vec<T>::size), rows(x.rows) {
-    for_each_row_block<T>(x.rows, x.cols, 1, [&](int64_t first, int n) {
-      Lanes<T, 1> xx;
-      for (int r = 0; r < n; ++r) xx.at(0, r) = squared_norm<T>(x[first + r], x.cols);
-      xx.get(0).store(squares.data + first);
-      geometry.factor(xx.get(0)).store(factors.data + first);
-    });
-  }
-
-  Facts<Vec<T>> broadcast(int64_t i) const { return {Vec<T>(squares.data[i]), Vec<T>(factors.data[i])}; }
-  // The arrays are padded to a whole vector, so a partial one reads no further.
-  Facts<Vec<T>> load(int64_t j) const { return {Vec<T>::load(squares.data + j), Vec<T>::load(factors.data + j)}; }
-};
-
-template <class T>
-DifferenceSums<Vec<T>> differences(const Rows<const T>& x, int64_t i, const Rows<const T>& y, int64_t j, T xx, T yy) {
-  const T *x_row = x[i], *y_row = y[j];
-  const auto sums = reduce_row<T, 2>(x.cols, [&](auto at, Vec<T>* acc) {
-    const Vec<T> a = at.load(x_row), d = at.load(y_row) - a;
-    acc[0] = fma(a, d, acc[0]);
-    acc[1] = fma(d, d, acc[1]);
-  });
-  return {Vec<T>(xx), Vec<T>(yy), Vec<T>(sums.total(0)), Vec<T>(sums.total(1))};
-}
-
-// f(j, lanes): the columns of a tile row in vectors.
-template <class T, class F>
-MMKERN_FN void for_each_column(int cols, F f) {
-  for (int j = 0; j < cols; j += Vec<T>::size) f(j, cols - j < Vec<T>::size ? cols - j : Vec<T>::size);
-}
-
-template <class T>
-MMKERN_FN bool lane_of(Mask<T, 1> mask, int lane) {
-  return select(mask, Vec<T>(T(1)), Vec<T>(T(0)))[lane] != T(0);
-}
 
 template <class T, class Geometry>
 void forward(const Call& call) {
@@ -116,203 +15,48 @@ void forward(const Call& call) {
   const Geometry geometry(T(call.scalars[0]));
   const RowFacts<T> of_x(geometry, x), of_y(geometry, y);
   score_tiles<T>(x, y, call.threads, [&](int64_t i0, int64_t j0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
-    for (int r = 0; r < tile_rows; ++r) {
-      const int64_t i = i0 + r;
-      const auto at_x = of_x.broadcast(i);
-      T *const row = tile + r * ld, *const streamed = out.streamed(i, j0);
-      for_each_column<T>(tile_cols, [&](int c, int lanes) {
-        const auto at_y = of_y.load(j0 + c);
-        const Vec<T> scores = Vec<T>::load(row + c);
-        Vec<T> value = geometry.value(scores, at_x, at_y);
-        const auto near = geometry.is_near(scores, at_x, at_y);
-        if (any(near)) {
-          for (int lane = 0; lane < lanes; ++lane) {
-            if (!lane_of<T>(near, lane)) continue;
-            const int64_t j = j0 + c + lane;
-            value.set(lane, geometry.near_value(differences<T>(x, i, y, j, at_x.square[0], at_y.square[lane]))[0]);
-          }
-        }
-        streamed ? value.template store<true>(streamed + c) : value.store(row + c);
-      });
-      if (!streamed) out.write(i, j0, tile_cols, row);
-    }
+    const bool streamed = out.streamed(i0, j0);
+    for_each_value<T>(
+        geometry, x, y, of_x, of_y, i0, j0, tile_rows, tile_cols, tile, ld, [&](int r, int c, int, Vec<T> value) {
+          streamed ? value.template store<true>(out.streamed(i0 + r, j0) + c) : value.store(tile + r * ld + c);
+        });
+    for (int r = 0; !streamed && r < tile_rows; ++r) out.write(i0 + r, j0, tile_cols, tile + r * ld);
   });
 }
 
-// A near pair of one block of rows, in the order in which the tile loop meets them.
+// The gradient of a matrix of values.
 template <class T>
-struct NearPair {
-  int64_t i, j;
-  T kappa;
-};
+struct GradientRows {
+  static constexpr bool kReadsValues = false;
+  const StoredRows<T> rows;
 
-template <class T>
-class NearPairs {
- public:
-  NearPairs() = default;
-  NearPairs(const NearPairs&) = delete;
-  NearPairs& operator=(const NearPairs&) = delete;
-  ~NearPairs() { free(data_); }
-
-  void add(const NearPair<T>& pair) {
-    if (size_ == capacity_) {
-      capacity_ = capacity_ ? 2 * capacity_ : 16;
-      data_ = static_cast<NearPair<T>*>(realloc(data_, size_t(capacity_) * sizeof(NearPair<T>)));
-    }
-    data_[size_++] = pair;
+  auto of_row(int64_t i, int64_t j0, int cols, T* room) const {
+    rows.read(i, j0, cols, room);
+    return [room](int c, int lanes, Vec<T>) __attribute__((always_inline)) { return Vec<T>::load(room + c, lanes); };
   }
-  const NearPair<T>* begin() const { return data_; }
-  const NearPair<T>* end() const { return data_ + size_; }
-
- private:
-  NearPair<T>* data_ = nullptr;
-  int64_t size_ = 0, capacity_ = 0;
+  template <class Row>
+  void end(int64_t, const Row&) const {}
 };
-
-// What one pass over the scores leaves for the two products.
-template <class T>
-struct Weights {
-  const int64_t rows, cols, blocks;
-  Scratch<T> kappa, alpha, beta, curvature;  // [rows, cols], [rows], [blocks, cols], [rows]
-  NearPairs<T>* const near;                  // [blocks]
-
-  Weights(int64_t n, int64_t m)
-      : rows(n),
-        cols(m),
-        blocks((n + TileShape<T>::block_rows - 1) / TileShape<T>::block_rows),
-        kappa(n * m),
-        alpha(n),
-        beta(blocks * m),
-        curvature(n),
-        near(new NearPairs<T>[size_t(blocks)]) {
-    for (int64_t i = 0; i < n; ++i) alpha.data[i] = curvature.data[i] = 0;
-    for (int64_t i = 0; i < blocks * m; ++i) beta.data[i] = 0;
-  }
-  Weights(const Weights&) = delete;
-  Weights& operator=(const Weights&) = delete;
-  ~Weights() { delete[] near; }
-
-  static int64_t block_of(int64_t i) { return i / TileShape<T>::block_rows; }
-};
-
-template <class T>
-Vec<T> lane_indices() {
-  Vec<T> v(T(0));
-  for (int i = 0; i < Vec<T>::size; ++i) v.set(i, T(i));
-  return v;
-}
-
-template <class T, class Geometry>
-void find_weights(const Geometry& geometry, const Rows<const T>& x, const Rows<const T>& y, const StoredRows<T>& grad,
-                  int threads, Weights<T>& weights) {
-  const RowFacts<T> of_x(geometry, x), of_y(geometry, y);
-  const Vec<T> lane_index = lane_indices<T>(), zero(T(0));
-  score_tiles<T>(x, y, threads, [&](int64_t i0, int64_t j0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
-    const int64_t block = Weights<T>::block_of(i0);
-    T* const beta = weights.beta.data + block * weights.cols + j0;
-    for (int r = 0; r < tile_rows; ++r) {
-      const int64_t i = i0 + r;
-      const auto at_x = of_x.broadcast(i);
-      // The upstream gradient of these columns, overwritten by their kappas.
-      T* const kappa = weights.kappa.data + i * weights.cols + j0;
-      grad.read(i, j0, tile_cols, kappa);
-      Vec<T> alpha = zero, curvature = zero;
-      for_each_column<T>(tile_cols, [&](int c, int lanes) {
-        const auto at_y = of_y.load(j0 + c);
-        const Vec<T> scores = Vec<T>::load(tile + r * ld + c, lanes);
-        const Vec<T> g = Vec<T>::load(kappa + c, lanes);
-        auto pair = geometry.gradient(scores, g, at_x, at_y);
-        const auto near = geometry.is_near(scores, at_x, at_y);
-        if (any(near)) {
-          for (int lane = 0; lane < lanes; ++lane) {
-            if (!lane_of<T>(near, lane)) continue;
-            const int64_t j = j0 + c + lane;
-            const auto sums = differences<T>(x, i, y, j, at_x.square[0], at_y.square[lane]);
-            const auto exact = geometry.near_gradient(sums, Vec<T>(g[lane]));
-            weights.near[block].add({i, j, exact.kappa[0]});
-            pair.kappa.set(lane, T(0));
-            pair.alpha.set(lane, exact.alpha[0]);
-            pair.beta.set(lane, exact.beta[0]);
-            pair.curvature.set(lane, exact.curvature[0]);
-          }
-        }
-        pair.kappa.store(kappa + c, lanes);
-        const auto inside = lane_index < Vec<T>(T(lanes));
-        alpha += select(inside, pair.alpha, zero);
-        curvature += select(inside, pair.curvature, zero);
-        (Vec<T>::load(beta + c, lanes) + pair.beta).store(beta + c, lanes);
-      });
-      weights.alpha.data[i] += sum(alpha);
-      weights.curvature.data[i] += sum(curvature);
-    }
-  });
-}
-
-// The near pairs as seen from x, or from y with their roles exchanged.
-template <class T>
-class NearPairsOf {
- public:
-  NearPairsOf(const Weights<T>& weights, bool from_y) : weights_(weights), from_y_(from_y) {}
-
-  // f(i, j, kappa) for the pairs of rows [i0, i0 + rows), a block of the tile loop.
-  template <class F>
-  void for_each(int64_t i0, int64_t rows, F f) const {
-    const int64_t first = from_y_ ? 0 : weights_.block_of(i0), last = from_y_ ? weights_.blocks : first + 1;
-    for (int64_t b = first; b < last; ++b) {
-      for (const auto& pair : weights_.near[b]) {
-        const int64_t i = from_y_ ? pair.j : pair.i, j = from_y_ ? pair.i : pair.j;
-        if (i >= i0 && i < i0 + rows) f(i, j, pair.kappa);
-      }
-    }
-  }
-
- private:
-  const Weights<T>& weights_;
-  const bool from_y_;
-};
-
-// out = scale x - kappa y, row by row; near pairs enter through their differences.
-template <class T, class Kappa>
-void combine(const Kappa& kappa, const Rows<const T>& x, const Rows<const T>& y, const T* scale,
-             const NearPairsOf<T>& near, const StoredRows<T>& out, int threads) {
-  score_tiles<T>(kappa, Columns<const T>(y), threads,
-                 [&](int64_t i0, int64_t d0, int tile_rows, int tile_cols, T* tile, int64_t ld) {
-                   near.for_each(i0, tile_rows, [&](int64_t i, int64_t j, T weight) {
-                     const T *x_row = x[i] + d0, *y_row = y[j] + d0;
-                     T* const row = tile + (i - i0) * ld;
-                     for_each_vec<T>(tile_cols, [&](auto at) {
-                       at.store(row, fma(Vec<T>(weight), at.load(y_row) - at.load(x_row), at.load(row)));
-                     });
-                   });
-                   for (int r = 0; r < tile_rows; ++r) {
-                     const T* x_row = x[i0 + r] + d0;
-                     T* const row = tile + r * ld;
-                     const Vec<T> by_x(scale[i0 + r]);
-                     for_each_vec<T>(tile_cols, [&](auto at) { at.store(row, by_x * at.load(x_row) - at.load(row)); });
-                     out.write(i0 + r, d0, tile_cols, row);
-                   }
-                 });
-}
 
 // Tensors: grad, x, y, x', y', c'.
 template <class T, class Geometry>
 void backward(const Call& call) {
   const InputRows<T> x_rows(call[1]), y_rows(call[2]);
   const auto &x = x_rows.rows, &y = y_rows.rows;
-  const StoredRows<T> grad(call[0]), x_to(call[3]), y_to(call[4]);
+  const StoredRows<T> x_to(call[3]), y_to(call[4]);
   RowPartials<T> curvature_to(call[5], x.rows);
   Weights<T> weights(x.rows, y.rows);
-  find_weights<T>(Geometry(T(call.scalars[0])), x, y, grad, call.threads, weights);
+  find_weights<T>(Geometry(T(call.scalars[0])), x, y, {}, GradientRows<T>{StoredRows<T>(call[0])}, call.threads,
+                  weights);
   for (int64_t i = 0; i < x.rows; ++i) curvature_to.set(i, weights.curvature.data[i]);
-  const Rows<const T> kappa{weights.kappa.data, x.rows, y.rows, y.rows};
-  if (x_to) combine<T>(kappa, x, y, weights.alpha.data, {weights, false}, x_to, call.threads);
+  const auto write_to = [](const StoredRows<T>& to) {
+    return [&to](int64_t i, int64_t d0, int n, const T* row) { to.write(i, d0, n, row); };
+  };
+  if (x_to) combine<T>(weights.kappas(), x, y, weights.alpha.data, {weights, false}, call.threads, write_to(x_to));
   if (!y_to) return;
-  Scratch<T> beta(y.rows);
-  for (int64_t j = 0; j < y.rows; ++j) {
-    beta.data[j] = 0;
-    for (int64_t b = 0; b < weights.blocks; ++b) beta.data[j] += weights.beta.data[b * y.rows + j];
-  }
-  combine<T>(Columns<const T>(kappa), y, x, beta.data, {weights, true}, y_to, call.threads);
+  const Scratch<T> beta(y.rows);
+  weights.add_up_beta(beta.data);
+  combine<T>(Columns<const T>(weights.kappas()), y, x, beta.data, {weights, true}, call.threads, write_to(y_to));
 }
 
 template <template <class> class Geometry>

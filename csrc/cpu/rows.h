@@ -16,6 +16,7 @@ struct Rows {
   int64_t rows, cols, stride;
 
   S* operator[](int64_t r) const { return data + r * stride; }
+  Rows part(int64_t first, int64_t n) const { return {data + first * stride, n, cols, stride}; }
 };
 
 // The transpose of a matrix: row r is what lies at data + r, data + r + stride, ...

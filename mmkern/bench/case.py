@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmkern.extras import require
-from mmkern.ops._define import Result
+from mmkern.ops._outputs import Result
 
 # The two "call" modes time what a call costs beside its arithmetic, on a tensor that is too small to matter.
 Mode = Literal["forward", "forward+backward", "call", "call+grad"]

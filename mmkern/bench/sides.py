@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mmkern
 from mmkern import ops, testing
-from mmkern.ops._define import Result, in_tuple
+from mmkern.ops._outputs import Result, in_tuple
 
 from .case import Case
 

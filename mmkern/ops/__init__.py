@@ -3,6 +3,7 @@
 from .attention import cross_attention
 from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
 from .attention_varlen import cross_attention_varlen
+from .contrastive import info_nce_loss, lorentz_contrastive_loss, siglip_loss
 from .denoising_loss import add_noise, denoising_loss, velocity
 from .diffusion import Coefficients as Coefficients  # what steps take, and no ops themselves
 from .diffusion import Known as Known
@@ -72,9 +73,11 @@ __all__ = [
     "geglu",
     "group_norm_act",
     "heun_step",
+    "info_nce_loss",
     "layer_norm",
     "lcm_step",
     "lorentz_centroid",
+    "lorentz_contrastive_loss",
     "lorentz_distance",
     "lorentz_entailment_loss",
     "lorentz_exp_map",
@@ -101,6 +104,7 @@ __all__ = [
     "qk_norm_rotary",
     "rms_norm",
     "rotary_embedding",
+    "siglip_loss",
     "swiglu",
     "timestep_embedding",
     "unipc_step",

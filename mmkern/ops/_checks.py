@@ -103,6 +103,19 @@ def positive(name: str, beside: str) -> Check:
     return check
 
 
+def scalar(name: str, beside: str) -> Check:
+    """A float, or a 0-d floating tensor on the device of ``beside``."""
+
+    def check(op: str, args: Arguments) -> None:
+        value = args[name]
+        if isinstance(value, Tensor):
+            _check_scalar_tensor(op, name, value, args[beside])
+        elif not isinstance(value, NUMBER) or isinstance(value, bool):
+            raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a float or a 0-d Tensor")
+
+    return check
+
+
 def is_readable(value: Tensor) -> bool:
     """Whether the value is there to be read: on the CPU, and not a tracer's or a transform's stand-in."""
     return (

@@ -31,9 +31,10 @@ from torch.compiler import is_dynamo_compiling
 from mmkern import backends, memory, testing
 from mmkern.backends import settings
 
+from ._autograd import TransformableFunction, no_second_derivative, record, restore, save, saved
 from ._checks import Arguments, Check, accumulation_dtype
 from ._layouts import dense_last_axis, dense_rows, needs_order
-from ._outputs import Shape, like, summed
+from ._outputs import Result, Shape, in_tuple, like, summed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cpu", "cuda")
@@ -44,7 +45,6 @@ _AUTOGRAD_KEYS = tuple(
 _library = torch.library.Library("mmkern", "DEF")
 
 Kind = Literal["vector", "grid", "row_scalar", "scalar", "fixed", "option"]
-Result = Tensor | tuple[Tensor, ...]
 Autocast = Literal["float32", "lower", "keep"]
 
 
@@ -81,6 +81,8 @@ class Op:
     autocast: Autocast
     second_derivative: bool
     backward_reads_outputs: bool
+    differentiable: int
+    makes_gradients: bool
     is_checked_by_signature: bool
     decomposes: Callable[[Sequence[Any]], bool]
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Op:
         # Sums over many rows come back in the dtype of the sum.
         self.wide_gradients = (*self.scalars, *(i for i in self.tensors if self.arguments[i].is_broadcast))
         self.names = tuple(a.name for a in self.arguments)
-        self._direct = backends.direct(self, memory.empty_strided, _record) if self.is_checked_by_signature else None
+        self._direct = backends.direct(self, memory.empty_strided, record) if self.is_checked_by_signature else None
 
     # ---- The call ----------------------------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ class Op:
         if forward_ad._current_level >= 0:
             return self.reference(*args)  # type: ignore[no-any-return]
         if torch._C._functorch.maybe_current_level() is not None:
-            return _TransformableFunction.apply(self, *args)  # type: ignore[no-any-return]
+            return TransformableFunction.apply(self, *args)  # type: ignore[no-any-return]
         is_plain = all(args[i] is None or type(args[i]) in _PLAIN_TYPES for i in self.vectors)
         if not is_plain or torch._C._len_torch_dispatch_stack() or lead.device.type not in _DEVICES:
             return self._registered(args)
@@ -124,7 +126,7 @@ class Op:
             return self.run(*args)
         with torch.no_grad():
             out = self.run(*args)
-        return _record((out, *_saved(self, args, out)), *args)  # type: ignore[no-any-return]
+        return record((out, *saved(self, args, out)), *args)  # type: ignore[no-any-return]
 
     def _prepare(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Checked, cast, broadcast and laid out as kernels want them."""
@@ -212,8 +214,12 @@ class Op:
     ) -> list[Tensor | None]:
         """Gradients for the tensor arguments that are wanted, in their order; None for the others.
 
-        ``outs`` are the outputs, of an op whose backward kernel reads them.
+        ``grads`` are those of the differentiable outputs; ``outs`` are all outputs, of an op whose backward kernel
+        reads them.
         """
+        if self.makes_gradients:
+            made = zip(self.tensors, outs[1:], wanted, strict=True)
+            return [(grads[0] * gradient).to(args[i].dtype) if want else None for i, gradient, want in made]
         lead = args[self.lead]
         kernel = self._kernel(f"{self.name}_backward", args)
         if kernel is None:
@@ -247,7 +253,7 @@ class Op:
             full = list(args)
             for i, x in zip(self.tensors, inputs, strict=True):
                 full[i] = x
-            outs = in_tuple(self.reference(*full))
+            outs = in_tuple(self.reference(*full))[: self.differentiable]
             chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
             found = iter(torch.autograd.grad(outs, chosen, grads, create_graph=create_graph, allow_unused=True))
         return [next(found) if want else None for want in wanted]
@@ -296,7 +302,7 @@ class Op:
         self, given: Sequence[Any], wanted: Sequence[bool]
     ) -> tuple[Sequence[Tensor], Sequence[bool], Sequence[Any], Sequence[Tensor]]:
         """What :meth:`run_backward` takes, from gradients, arguments and outputs in a row."""
-        first, last = len(self.outputs), len(self.outputs) + len(self.arguments)
+        first, last = self.differentiable, self.differentiable + len(self.arguments)
         return given[:first], wanted, given[first:last], given[last:]
 
     def spread(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -329,112 +335,12 @@ def _alone(found: tuple[Tensor, ...]) -> Result:
     return found[0] if len(found) == 1 else found
 
 
-def in_tuple(result: Result) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "vector": dense_rows,
     "grid": dense_last_axis,
     "row_scalar": Tensor.contiguous,
 }
 _profiling = torch._C._autograd._profiler_enabled
-
-
-# ---- Autograd --------------------------------------------------------------------------------------------------------
-
-
-# What a node keeps: the tensors, and beside the op the other arguments; each argument is None in one of the two. After
-# the arguments come the outputs, where the backward kernel reads them.
-_Saved = tuple[tuple[Tensor | None, ...], tuple["Op", tuple[Any, ...]]]
-
-
-def _saved(op: Op, args: Sequence[Any], result: Result) -> _Saved:
-    tensors = tuple(a if isinstance(a, Tensor) else None for a in args)
-    outs = in_tuple(result) if op.backward_reads_outputs else ()
-    return (*tensors, *outs), (op, tuple(None if isinstance(a, Tensor) else a for a in args))
-
-
-def _save(ctx: Any, op: Op, args: Sequence[Any], result: Result) -> None:
-    tensors, ctx.call = _saved(op, args, result)
-    ctx.save_for_backward(*tensors)
-
-
-def _restore(ctx: Any) -> tuple[Op, list[Any], Sequence[Tensor]]:
-    """The op, its arguments and, where the backward kernel reads them, its outputs."""
-    op, numbers = ctx.call
-    tensors = ctx.saved_tensors
-    args = [number if a is None else a for a, number in zip(tensors, numbers, strict=False)]
-    return op, args, tensors[len(numbers) :]
-
-
-class _Function(torch.autograd.Function):
-    """Makes an output part of the graph: the classic form, which costs a fifth of ``setup_context``'s.
-
-    The kernel ran before; in a tuple, its output is no input of the graph's node.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, made: tuple[Result, tuple[Tensor | None, ...], Any], *args: Any) -> Result:
-        out, ctx.to_save, ctx.call = made  # save_for_backward's assignment, without its call: 1 of 20 µs
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        op, args, outs = _restore(ctx)
-        wanted = op.wanted(ctx.needs_input_grad[1:])
-        gradients: Sequence[Tensor | None]
-        if not torch.is_grad_enabled():  # True exactly with create_graph=True
-            gradients = op.run_backward(grads, wanted, args, outs)
-        elif op.second_derivative:
-            gradients = op.reference_gradients(grads, wanted, args, create_graph=True)
-        else:
-            gradients = _OnceDifferentiable.apply(op, wanted, *grads, *args, *outs)
-        return None, *op.spread(gradients)
-
-
-# Function.apply without its care for functorch, whose calls go another way: 5 of 12 µs.
-_record = super(torch.autograd.Function, _Function).apply
-
-
-class _TransformableFunction(torch.autograd.Function):
-    """The same under torch.func transforms."""
-
-    @staticmethod
-    def forward(op: Op, *args: Any) -> Result:
-        return op.run(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
-        _save(ctx, inputs[0], inputs[1:], output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        op, args, _ = _restore(ctx)
-        wanted = op.wanted(ctx.needs_input_grad[1:])
-        # Transforms nest, so each level differentiates the one below: always the reference.
-        return None, *op.spread(op.reference_gradients(grads, wanted, args, create_graph=True))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Result, Any]:
-        return op.vmap(info, in_dims[1:], *args)
-
-
-class _OnceDifferentiable(torch.autograd.Function):
-    """Gradients of an op that has no second derivative: asking for one raises instead of dropping the term."""
-
-    @staticmethod
-    def forward(ctx: Any, op: Op, wanted: list[bool], *given: Any) -> tuple[Tensor | None, ...]:
-        ctx.op = op
-        return tuple(op.run_backward(*op.split_backward(given, wanted)))
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise NotImplementedError(_no_second_derivative(ctx.op))
-
-
-def _no_second_derivative(op: Op) -> str:
-    return f"{op.name} has no second derivative; use mmkern.use_backend('reference') for one"
 
 
 def _plain(args: Sequence[Any]) -> list[Any]:
@@ -471,6 +377,8 @@ def define(
     autocast: Autocast = "float32",
     second_derivative: bool = True,
     backward_reads_outputs: bool = False,
+    differentiable: int | None = None,
+    makes_gradients: bool = False,
     is_checked_by_signature: bool = True,
     decomposes: Callable[[Sequence[Any]], bool] = lambda args: False,
 ) -> Op:
@@ -488,6 +396,9 @@ def define(
         autocast: under autocast, run in float32, in autocast's own dtype, or in what came.
         second_derivative: the reference can be differentiated twice.
         backward_reads_outputs: the backward kernel takes the outputs after the arguments.
+        differentiable: how many of the outputs have a gradient, the first ones; all by default.
+        makes_gradients: the first output is a number, and the others, where the arguments ask for them, its gradients
+            for the tensor arguments in their order: nothing is left for a backward kernel.
         is_checked_by_signature: what the CPU kernel's signature accepts, ``requires`` would accept too.
         decomposes: under torch.compile such arguments go through the reference, which Inductor fuses with what stands
             beside it: where that has been measured to be faster.
@@ -508,7 +419,9 @@ def define(
         arrange,
         autocast,
         second_derivative,
-        backward_reads_outputs,
+        backward_reads_outputs or makes_gradients,
+        1 if makes_gradients else len(outputs) if differentiable is None else differentiable,
+        makes_gradients,
         is_checked_by_signature,
         decomposes,
     )
@@ -519,7 +432,7 @@ def define(
 
 def _register(op: Op, schema: str) -> None:
     inputs = schema[schema.index("(") + 1 : schema.index(")")]
-    grads = ", ".join(f"Tensor grad{i or ''}" for i in range(len(op.outputs)))
+    grads = ", ".join(f"Tensor grad{i or ''}" for i in range(op.differentiable))
     saved = "".join(f", Tensor out{i or ''}" for i in range(len(op.outputs) * op.backward_reads_outputs))
     results = ", ".join(["Tensor"] * len(op.tensors))
     backward_name = f"{op.name}_backward"
@@ -564,16 +477,16 @@ def _register(op: Op, schema: str) -> None:
             torch.library.register_autocast(qualified, device, torch.float32, lib=_library)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
-        _save(ctx, op, inputs, output)
+        save(ctx, op, inputs, output)
 
     def autograd(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = op.wanted(ctx.needs_input_grad)
-        _, args, outs = _restore(ctx)
-        found = getattr(torch.ops.mmkern, backward_name)(*grads, *args, *outs, wanted)
+        _, args, outs = restore(ctx)
+        found = getattr(torch.ops.mmkern, backward_name)(*grads[: op.differentiable], *args, *outs, wanted)
         return op.spread([g if want else None for g, want in zip(in_tuple(found), wanted, strict=True)])
 
     def refuse(ctx: Any, *_: Tensor) -> None:
-        raise NotImplementedError(_no_second_derivative(op))
+        raise NotImplementedError(no_second_derivative(op))
 
     torch.library.register_autograd(qualified, autograd, setup_context=setup_context, lib=_library)
     torch.library.register_autograd(qualified_backward, refuse, lib=_library)

@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+Result = Tensor | tuple[Tensor, ...]
+
 # From the arguments in order.
 Shape = Callable[[Sequence[Any]], tuple[int, ...]]
 
@@ -38,3 +42,7 @@ def rows_of(argument: int) -> Shape:
 
 def pairs_of(x: int, y: int) -> Shape:
     return lambda args: (args[x].shape[0], args[y].shape[0])
+
+
+def in_tuple(result: Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)

@@ -142,11 +142,11 @@ def _pairwise_cases() -> Iterator[Case]:
                 _curvature(1.0),
             )
         yield _case(op, "strided", lambda g, p=point: [p(g)(9, 60)[:, 3:40], p(g)(37, 11).T], _curvature(1.0))
-        yield _case(op, "near", lambda g, p=point: _near(p(g)(12, 64), g), _curvature(1.0))
+        yield _case(op, "near", lambda g, p=point: near(p(g)(12, 64), g), _curvature(1.0))
         yield _case(op, "c=0.1", lambda g, p=far: [p(g)(21, 48), p(g)(34, 48)], 0.1)
 
 
-def _near(x: Tensor, g: torch.Generator) -> list[Tensor]:
+def near(x: Tensor, g: torch.Generator) -> list[Tensor]:
     """Points and their neighbours at 1e-6 to 1e-1, and, last, two coinciding ones."""
     gap = torch.logspace(-6, -1, x.shape[0] - 2, dtype=torch.float64)
     y = x.clone()
@@ -165,7 +165,7 @@ def _special_cases() -> Iterator[Case]:
         )
     for op in ("lorentz_log_map", "lorentz_distance", "poincare_log_map", "poincare_distance"):
         point = _point(op, 1.0)
-        yield _case(op, "near", lambda g, p=point: _near(p(g)(12, 64), g), _curvature(1.0))
+        yield _case(op, "near", lambda g, p=point: near(p(g)(12, 64), g), _curvature(1.0))
     yield _case(
         "lorentz_exp_map0",
         "far",

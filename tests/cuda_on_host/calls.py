@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmkern.backends import cuda
-from mmkern.ops._define import in_tuple
+from mmkern.ops._outputs import in_tuple
 from tests.cases.case import Case
 from tests.contract import op_of
 

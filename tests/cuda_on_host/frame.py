@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmkern import backends
 from mmkern.backends import cuda
-from mmkern.ops._define import OPS, in_tuple
+from mmkern.ops._define import OPS
+from mmkern.ops._outputs import in_tuple
 from tests import contract
 from tests.cases.case import Case
 from tests.cuda_on_host import calls

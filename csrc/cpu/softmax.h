@@ -1,11 +1,15 @@
 // The softmax of a row whose scores come block by block.
 #pragma once
 
-#include "attention.h"
+#include "score_tiles.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
-namespace attention {
+
+template <class T>
+MMKERN_FN T minus_infinity() {
+  return T(-__builtin_inf());
+}
 
 // The largest score of a row so far, and the sum of the exponentials below it.
 template <class T>
@@ -76,6 +80,5 @@ void logs_of_sums(const Softmax<T>* rows, int64_t n, T* logs) {
   for (int64_t r = 0; r < n; ++r) logs[r] += rows[r].top;
 }
 
-}  // namespace attention
 }  // namespace MMKERN_ISA
 }  // namespace mmkern

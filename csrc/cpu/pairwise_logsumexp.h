@@ -1,0 +1,255 @@
+// Log-sum-exps of the scores of all pairs, over rows and over columns: pairwise_logsumexp and
+// lorentz_pairwise_logsumexp of mmkern/reference/contrastive.py. Scores live in tiles, forward and backward; no matrix
+// of them is in memory unless the caller asks for one.
+//
+// Forward: a row's softmax goes along its tiles. A column's goes down the blocks of rows: each block leaves a largest
+// score and a sum of each column, which are merged in the order of the blocks.
+#pragma once
+
+#include "contrastive_pairs.h"
+#include "softmax.h"
+
+namespace mmkern {
+inline namespace MMKERN_ISA {
+namespace contrastive {
+
+template <class T>
+MMKERN_FN Vec<T> finite_shift(Vec<T> top) {
+  return select(top == Vec<T>(minus_infinity<T>()), Vec<T>(T(0)), top);
+}
+
+// The log-sum-exps of pairs of one kind.
+template <class T>
+class LogSums {
+ public:
+  LogSums(int64_t rows, int64_t cols, int64_t most_blocks)
+      : rows_(rows),
+        cols_(cols),
+        stride_(up_to(W, cols)),
+        softmax_(rows),
+        tops_(stride_),
+        totals_(stride_),
+        block_tops_(most_blocks * stride_),
+        block_totals_(most_blocks * stride_) {
+    for (int64_t i = 0; i < rows; ++i) softmax_.data[i] = {};
+    for (int64_t j = 0; j < stride_; ++j) {
+      tops_.data[j] = minus_infinity<T>();
+      totals_.data[j] = 0;
+    }
+  }
+
+  // Takes a tile of rows i, ... and columns j, ... of the scores, which it overwrites; the rows are a whole `block`.
+  void add(int64_t block, int64_t i, int64_t j, int rows, int cols, T* tile, int64_t ld) {
+    T *const tops = block_tops_.data + block * stride_ + j, *const totals = block_totals_.data + block * stride_ + j;
+    for (int c = 0; c < cols; c += W) {
+      Vec<T> top(minus_infinity<T>()), total(T(0));
+      for (int r = 0; r < rows; ++r) top = max(Vec<T>::load(tile + r * ld + c), top);
+      const Vec<T> shift = finite_shift(top);
+      for (int r = 0; r < rows; ++r) total += exp_flushed(Vec<T>::load(tile + r * ld + c) - shift);
+      top.store(tops + c);
+      total.store(totals + c);
+    }
+    for (int r = 0; r < rows; ++r) softmax_.data[i + r].weigh(tile + r * ld, cols);
+  }
+
+  // Takes what the first `blocks` of them have left of the columns.
+  void merge(int64_t blocks) {
+    for (int64_t j = 0; j < cols_; j += W) {
+      Vec<T> top = Vec<T>::load(tops_.data + j), total = Vec<T>::load(totals_.data + j);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const Vec<T> other = Vec<T>::load(block_tops_.data + b * stride_ + j), before = top;
+        top = max(other, top);
+        const Vec<T> shift = finite_shift(top);
+        total = total * exp_flushed(before - shift) +
+                Vec<T>::load(block_totals_.data + b * stride_ + j) * exp_flushed(other - shift);
+      }
+      top.store(tops_.data + j);
+      total.store(totals_.data + j);
+    }
+  }
+
+  void write(const View& rows, const View& cols) const {
+    const Scratch<T> logs(rows_ + stride_);
+    logs_of_sums(softmax_.data, rows_, logs.data);
+    for (int64_t j = 0; j < stride_; j += W)
+      (Vec<T>::load(tops_.data + j) + log(Vec<T>::load(totals_.data + j))).store(logs.data + rows_ + j);
+    const RowScalars<T> to_rows = row_scalars<T>(rows), to_cols = row_scalars<T>(cols);
+    for (int64_t i = 0; i < rows_; ++i) to_rows.set(i, logs.data[i]);
+    for (int64_t j = 0; j < cols_; ++j) to_cols.set(j, logs.data[rows_ + j]);
+  }
+
+ private:
+  static constexpr int W = Vec<T>::size;
+  const int64_t rows_, cols_, stride_;
+  const Scratch<Softmax<T>> softmax_;
+  const Scratch<T> tops_, totals_, block_tops_, block_totals_;  // [cols], [cols], [blocks, cols], [blocks, cols]
+};
+
+inline thread_local ThreadBuffer positive_tile;
+
+// A matrix of all pairs that the caller may ask for.
+template <class T>
+Rows<T> matrix_of(const View& view, int64_t rows, int64_t cols) {
+  const bool asked = view && view.sizes[0] == rows && view.sizes[1] == cols;
+  return {asked ? static_cast<T*>(view.data) : nullptr, rows, cols, cols};
+}
+
+// Tensors: x, y, positives; over rows and over columns, of pairs that are not positive, then of those that are; the
+// products. Scalars: of the geometry, if it has one; the scale, whether the diagonal is left out.
+template <class T, class Geometry, bool kCurved>
+void forward(const Call& call) {
+  constexpr int64_t kBlock = TileShape<T>::block_rows, kRows = 40 * kBlock;
+  const InputRows<T> x_rows(call[0]), y_rows(call[1]);
+  const auto &x = x_rows.rows, &y = y_rows.rows;
+  const Geometry geometry{T(call.scalars[0])};
+  const Vec<T> by(Geometry::kSign * T(call.scalars[kCurved]));
+  const Pairs pairs{call[2], call.scalars[kCurved + 1] != 0};
+  const RowFacts<T> of_x(geometry, x), of_y(geometry, y);
+  const Rows<T> kept = matrix_of<T>(call[7], x.rows, y.rows);
+  const int64_t blocks = blocks_of(smaller(kRows, x.rows), kBlock);
+  LogSums<T> others(x.rows, y.rows, blocks), positives(x.rows, pairs ? y.rows : 0, pairs ? blocks : 0);
+  const auto take = [&](int64_t block, int64_t i, int64_t j, int rows, int cols, T* tile, int64_t ld) {
+    T* const apart = pairs ? positive_tile.reserve<T>(kBlock * TileShape<T>::block_stride) : nullptr;
+    const auto put = [&](int r, int c, int lanes, Vec<T> value) {
+      Vec<T> score = value * by, positive(minus_infinity<T>());
+      const auto leave_out = [&](int lane) { score.set(lane, minus_infinity<T>()); };
+      pairs.skip(i + r, j + c, lanes, leave_out);
+      for (int lane = 0; pairs && lane < lanes; ++lane) {
+        if (!pairs.is_positive(i + r, j + c + lane)) continue;
+        positive.set(lane, score[lane]);
+        leave_out(lane);
+      }
+      score.store(tile + r * ld + c);
+      if (pairs) positive.store(apart + r * ld + c);
+    };
+    pairwise::for_each_value<T>(geometry, x, y, of_x, of_y, i, j, rows, cols, tile, ld, put);
+    others.add(block, i, j, rows, cols, tile, ld);
+    if (pairs) positives.add(block, i, j, rows, cols, apart, ld);
+  };
+  for (int64_t first = 0; first < x.rows; first += kRows) {
+    const auto some = x.part(first, smaller(kRows, x.rows - first));
+    score_tiles<T>(some, y, call.threads, [&](int64_t i0, int64_t j0, int rows, int cols, T* tile, int64_t ld) {
+      for (int r = 0; kept.data && r < rows; ++r)
+        for_each_vec<T>(cols, [&](auto at) { at.keep(kept[first + i0 + r] + j0, at.load(tile + r * ld)); });
+      take(i0 / kBlock, first + i0, j0, rows, cols, tile, ld);
+    });
+    others.merge(blocks_of(some.rows, kBlock));
+    if (pairs) positives.merge(blocks_of(some.rows, kBlock));
+  }
+  others.write(call[3], call[4]);
+  if (pairs) return positives.write(call[5], call[6]);
+  for (int k = 5; k < 7; ++k)
+    for (int64_t i = 0; i < call[k].sizes[0]; ++i) row_scalars<T>(call[k]).set(i, minus_infinity<T>());
+}
+
+// ---- Backward ----
+
+// Of pairs of one kind: the log-sum-exps, and their gradients; columns in whole vectors.
+template <class T>
+struct LogGradients {
+  const RowScalars<T> row_logs, row_grads;
+  const Scratch<T> col_logs, col_grads;
+
+  LogGradients(const View& rows_grad, const View& cols_grad, const View& rows, const View& cols)
+      : row_logs(row_scalars<T>(rows)),
+        row_grads(row_scalars<T>(rows_grad)),
+        col_logs(room(cols)),
+        col_grads(room(cols)) {
+    const RowScalars<T> logs = row_scalars<T>(cols), grads = row_scalars<T>(cols_grad);
+    for (int64_t j = 0; j < cols.sizes[0]; ++j) {
+      col_logs.data[j] = logs.get(j, 0);
+      col_grads.data[j] = grads.get(j, 0);
+    }
+  }
+
+  // d/ds of a score of row i: the softmax of its row and that of its column.
+  struct Row {
+    Vec<T> log, grad;
+    const T *logs, *grads;
+    MMKERN_FN Vec<T> at(int c, Vec<T> score) const {
+      const Vec<T> of_row = exp_flushed(score - log), of_col = exp_flushed(score - Vec<T>::load(logs + c));
+      return fma(grad, of_row, Vec<T>::load(grads + c) * of_col);
+    }
+  };
+  Row row(int64_t i, int64_t j) const {
+    return {Vec<T>(row_logs.get(i, 0)), Vec<T>(row_grads.get(i, 0)), col_logs.data + j, col_grads.data + j};
+  }
+
+ private:
+  static int64_t room(const View& cols) { return cols.sizes[0] + Vec<T>::size; }
+};
+
+// The gradient of the values of a block of pairs, whose first is (first, from).
+template <class T>
+struct ScoreGradients {
+  static constexpr bool kReadsValues = true;
+  const LogGradients<T>&others, &positives;
+  const Pairs& pairs;
+  const T by;
+  const int64_t first, from;
+  T* const of_scale;  // of each row: the sum of gradient times value
+
+  struct Row {
+    const ScoreGradients& all;
+    const int64_t i, j;
+    const typename LogGradients<T>::Row other, positive;
+    Vec<T> total{T(0)};
+
+    MMKERN_FN Vec<T> operator()(int c, int lanes, Vec<T> value) {
+      const Vec<T> score = value * Vec<T>(all.by);
+      Vec<T> g = other.at(c, score);
+      if (all.pairs) {
+        const Vec<T> of_positive = positive.at(c, score);
+        for (int lane = 0; lane < lanes; ++lane)
+          if (all.pairs.is_positive(i, j + c + lane)) g.set(lane, of_positive[lane]);
+      }
+      all.pairs.skip(i, j + c, lanes, [&](int lane) { g.set(lane, T(0)); });
+      for (int lane = lanes; lane < Vec<T>::size; ++lane) g.set(lane, T(0));
+      total = fma(g, value, total);
+      return g * Vec<T>(all.by);
+    }
+  };
+  Row of_row(int64_t i, int64_t j0, int, T*) const {
+    return {*this, first + i, from + j0, others.row(first + i, from + j0), positives.row(first + i, from + j0)};
+  }
+  void end(int64_t i, const Row& row) const { of_scale[i] += sum(row.total); }
+};
+
+// Tensors: the gradients of the four log-sum-exps, x, y, positives, these, the products, x', y', c' if there is a
+// curvature, scale'.
+template <class T, class Geometry, bool kCurved>
+void backward(const Call& call) {
+  const InputRows<T> x(call[4]), y(call[5]);
+  const int64_t rows = x.rows.rows;
+  const T by = Geometry::kSign * T(call.scalars[kCurved]);
+  const Pairs pairs{call[6], call.scalars[kCurved + 1] != 0};
+  const LogGradients<T> others(call[0], call[1], call[7], call[8]), positives(call[2], call[3], call[9], call[10]);
+  const Rows<T> kept = matrix_of<T>(call[11], rows, y.rows.rows);
+  const Scratch<T> of_scale(rows);
+  for (int64_t i = 0; i < rows; ++i) of_scale.data[i] = 0;
+  const double of_curvature =
+      differentiate<T>(Geometry{T(call.scalars[0])}, x.rows, y.rows, {kept.data, kept.rows, kept.cols, kept.stride},
+                       call[12], call[13], call.threads, [&](int64_t first, int64_t from) {
+                         return ScoreGradients<T>{others, positives, pairs, by, first, from, of_scale.data + first};
+                       });
+  const View &to_curvature = call[14], &to_scale = call[14 + kCurved];
+  double of_scales = 0;
+  for (int64_t i = 0; i < rows; ++i) of_scales += double(of_scale.data[i]);
+  if (kCurved && to_curvature) *static_cast<T*>(to_curvature.data) = T(of_curvature);
+  if (to_scale) *static_cast<T*>(to_scale.data) = T(Geometry::kSign * of_scales);
+}
+
+template <template <class> class Geometry, bool kCurved>
+void run(const Call& call) {
+  call[0].dtype == Dtype::float64 ? forward<double, Geometry<double>, kCurved>(call)
+                                  : forward<float, Geometry<float>, kCurved>(call);
+}
+template <template <class> class Geometry, bool kCurved>
+void run_backward(const Call& call) {
+  call[4].dtype == Dtype::float64 ? backward<double, Geometry<double>, kCurved>(call)
+                                  : backward<float, Geometry<float>, kCurved>(call);
+}
+
+}  // namespace contrastive
+}  // namespace MMKERN_ISA
+}  // namespace mmkern

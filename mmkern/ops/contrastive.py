@@ -1,0 +1,298 @@
+"""Contrastive losses of all pairs of a batch, whose scores are never a matrix in memory.
+
+Row i of ``x`` and row i of ``y`` belong together. With the log-sum-exps ``n_i`` over the pairs that do not, and the
+score ``p_i`` of the one that does, ``−log softmax`` is ``softplus(n_i − p_i)``, whose digits do not cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmkern.reference import contrastive as reference
+
+from ._checks import NUMBER, Arguments, check_number, check_tensor, floating_rows, matrices, positive, scalar
+from ._define import Op, define
+from ._layouts import dense_rows
+from ._outputs import summed
+from .hyperbolic import Reduction, lorentz_distance, lorentz_entailment_loss
+
+_ROWS = summed(lambda args: (args[0].shape[0],))
+_COLS = summed(lambda args: (args[1].shape[0],))
+_PRODUCTS = summed(lambda args: (args[0].shape[0], args[1].shape[0]) if args[-1] else (0, 0))
+
+# Up to so many pairs their products are kept from forward to backward, 1 MB of floats: forming them again would be a
+# fourth of the work.
+_KEPT_PAIRS = 1 << 18
+
+
+def _check_positive_mask(op: str, args: Arguments) -> None:
+    x, y = args["x"], args["y"]
+    check_tensor(op, "positive_mask", args["positive_mask"], x, (torch.bool,), (x.shape[0], y.shape[0]), "x")
+
+
+def _dense_positive_mask(args: Arguments) -> Arguments:
+    if args["positive_mask"] is not None:
+        args["positive_mask"] = dense_rows(args["positive_mask"])
+    return args
+
+
+def _logsumexp(name: str, *, curved: bool) -> Op:
+    curvature, check = ("Tensor curvature, ", [positive("curvature", beside="x")]) if curved else ("", [])
+    return define(
+        f"{name}(Tensor x, Tensor y, {curvature}Tensor logit_scale, Tensor? positive_mask, bool skips_diagonal, "
+        "bool keeps_products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        family="contrastive",
+        reference=getattr(reference, name),
+        output=(_ROWS, _COLS, _ROWS, _COLS, _PRODUCTS),
+        requires=[
+            floating_rows("x", "y", axes=2),
+            matrices("x", "y"),
+            *check,
+            scalar("logit_scale", beside="x"),
+            _check_positive_mask,
+        ],
+        kinds={"curvature": "scalar", "logit_scale": "scalar", "positive_mask": "fixed"},
+        arrange=_dense_positive_mask,
+        second_derivative=False,
+        backward_reads_outputs=True,
+        differentiable=4,
+        is_checked_by_signature=False,
+    )
+
+
+_pairwise_logsumexp = _logsumexp("pairwise_logsumexp", curved=False)
+_lorentz_pairwise_logsumexp = _logsumexp("lorentz_pairwise_logsumexp", curved=True)
+
+
+_sigmoid_loss = define(
+    "sigmoid_loss(Tensor x, Tensor y, Tensor logit_scale, Tensor logit_bias, bool has_positives, bool makes_gradients)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    family="contrastive",
+    reference=reference.sigmoid_loss,
+    output=(
+        summed(lambda args: ()),
+        summed(lambda args: (args[0].shape[0] if args[-1] else 0, args[0].shape[1])),
+        summed(lambda args: (args[1].shape[0] if args[-1] else 0, args[1].shape[1])),
+        summed(lambda args: ()),
+        summed(lambda args: ()),
+    ),
+    requires=[
+        floating_rows("x", "y", axes=2),
+        matrices("x", "y"),
+        scalar("logit_scale", beside="x"),
+        scalar("logit_bias", beside="x"),
+    ],
+    kinds={"logit_scale": "scalar", "logit_bias": "scalar"},
+    second_derivative=False,
+    makes_gradients=True,
+    is_checked_by_signature=False,
+)
+
+
+def _needs_gradient(*args: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def _keeps_products(x: Tensor, y: Tensor, *others: Any) -> bool:
+    return x.shape[0] * y.shape[0] <= _KEPT_PAIRS and _needs_gradient(x, y, *others)
+
+
+def _check_pairs(op: str, x: Any, y: Any, reduction: str) -> None:
+    floating_rows("x", "y", axes=2)(op, {"x": x, "y": y})
+    if x.shape != y.shape or x.dim() != 2:
+        raise ValueError(f"{op}: y has shape {list(y.shape)}, expected [N, D] as x, whose shape is {list(x.shape)}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'{op}: reduction is {reduction!r}, expected "mean", "sum" or "none"')
+
+
+def _named(op: str, call: Callable[..., Any], *args: Any) -> Any:
+    """``call`` with errors that name the public function."""
+    try:
+        return call(*args)
+    except (TypeError, ValueError) as error:
+        _, _, rest = str(error).partition(": ")
+        raise type(error)(f"{op}: {rest}") from error
+
+
+def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """To the last digit: torch's own is x above a threshold."""
+    return -functional.logsigmoid(-x)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def info_nce_loss(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    normalize: bool = False,
+    label_smoothing: float = 0.0,
+    positive_mask: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The symmetric contrastive loss of CLIP: ``½ (−log softmax_j s_ii − log softmax_i s_ii)``, ``s = scale·x yᵀ``.
+
+    Args:
+        x, y: ``[N, D]``, of one dtype; rows of one index belong together.
+        logit_scale: the factor of the scores, such as ``exp(log_scale)``; a float or a 0-d tensor, which may need a
+            gradient.
+        normalize: divide the rows by their length first.
+        label_smoothing: ε: the share of the target that is spread over all pairs of a row, and of a column.
+        positive_mask: ``[N, N]`` bool: pairs that belong together, in place of the diagonal. The loss then is
+            ``log Σ_j exp(s_ij) − log Σ_{j positive} exp(s_ij)``; a row without a positive pair counts 0.
+        hard_negatives: ``[K, D]`` for all rows of x, or ``[N, K, D]`` for each its own: further rows that x is told
+            apart from.
+        reduction: "mean", "sum" or "none".
+    Returns: 0-d, or ``[N]`` with "none"; float32, or float64 for that. No second derivative.
+    Raises: TypeError or ValueError where an argument does not fit, with its name.
+    Source: Radford et al. 2021 (CLIP), figure 3; with several positives, Lin et al. 2022 (EgoVLP), eq. 5.
+    """
+    op = "info_nce_loss"
+    _check_pairs(op, x, y, reduction)
+    check_number(op, "label_smoothing", label_smoothing, "a number from 0 to 1", 0, 1)
+    if label_smoothing and positive_mask is not None:
+        raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 beside a positive_mask")
+    if normalize:
+        x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
+    skips_diagonal = positive_mask is None
+    keeps = _keeps_products(x, y, logit_scale)
+    rows, cols, *chosen, _ = _named(op, _pairwise_logsumexp, x, y, logit_scale, positive_mask, skips_diagonal, keeps)
+    if skips_diagonal:
+        positive_rows = positive_cols = logit_scale * (_wide(x) * _wide(y)).sum(-1)
+    else:
+        positive_rows, positive_cols = chosen
+    further = _of_hard_negatives(op, x, hard_negatives, logit_scale, normalize)
+    for log_sums in further:
+        rows = torch.logaddexp(rows, log_sums)
+    losses = 0.5 * (_loss(rows, positive_rows) + _loss(cols, positive_cols))
+    if label_smoothing:
+        losses = losses + label_smoothing * _smoothing(x, y, hard_negatives, normalize, logit_scale, positive_rows)
+    return _reduced(losses, reduction)
+
+
+def _loss(others: Tensor, chosen: Tensor) -> Tensor:
+    """``log(e^others + e^chosen) − chosen``; 0 where nothing was chosen."""
+    is_there = chosen != -torch.inf
+    return _softplus((others - chosen.where(is_there, 0.0)).where(is_there, -torch.inf))
+
+
+def _of_hard_negatives(
+    op: str, x: Tensor, negatives: Tensor | None, logit_scale: float | Tensor, normalize: bool
+) -> list[Tensor]:
+    if negatives is None:
+        return []
+    floating_rows("x", "hard_negatives", axes=2)(op, {"x": x, "hard_negatives": negatives})
+    n, width = x.shape
+    if negatives.shape[-1] != width or negatives.dim() > 3 or (negatives.dim() == 3 and negatives.shape[0] != n):
+        got = list(negatives.shape)
+        raise ValueError(f"{op}: hard_negatives has shape {got}, expected [K, {width}] or [{n}, K, {width}]")
+    if normalize:
+        negatives = functional.normalize(negatives, dim=-1)
+    if negatives.dim() == 2:
+        return [
+            _pairwise_logsumexp(x, negatives, logit_scale, None, False, _keeps_products(x, negatives, logit_scale))[0]
+        ]
+    return [(logit_scale * torch.einsum("nd,nkd->nk", _wide(x), _wide(negatives))).logsumexp(1)]
+
+
+def _smoothing(
+    x: Tensor,
+    y: Tensor,
+    negatives: Tensor | None,
+    normalize: bool,
+    logit_scale: float | Tensor,
+    positive: Tensor,
+) -> Tensor:
+    """``s_ii`` less the mean score of the row, and of the column: the means are scores with the mean row."""
+    x, y = _wide(x), _wide(y)
+    seen, columns = y.sum(0), y.shape[0]
+    if negatives is not None:
+        negatives = _wide(functional.normalize(negatives, dim=-1) if normalize else negatives)
+        seen = seen + negatives.sum(-2)
+        columns += negatives.shape[-2]
+    of_rows = logit_scale * (x * (seen / columns)).sum(-1)
+    of_cols = logit_scale * (y * x.mean(0)).sum(-1)
+    return positive - 0.5 * (of_rows + of_cols)
+
+
+def siglip_loss(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    normalize: bool = False,
+) -> Tensor:
+    """SigLIP's sigmoid loss: ``−1/N Σ_ij log σ(z_ij l_ij)``, ``l = scale·x yᵀ + bias``, z = 1 where i = j, else −1.
+
+    Args:
+        x, y: ``[N, D]``, of one dtype; rows of one index belong together.
+        logit_scale, logit_bias: floats or 0-d tensors, which may need a gradient.
+        normalize: divide the rows by their length first.
+    Returns: 0-d; float32, or float64 for that. Where a gradient is needed, all gradients are made in the same pass over
+        the scores. No second derivative.
+    Raises: TypeError or ValueError where an argument does not fit, with its name.
+    Source: Zhai et al. 2023 (SigLIP), algorithm 1.
+    """
+    op = "siglip_loss"
+    _check_pairs(op, x, y, "mean")
+    if normalize:
+        x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
+    makes = _needs_gradient(x, y, logit_scale, logit_bias)
+    total = _named(op, _sigmoid_loss, x, y, logit_scale, logit_bias, True, makes)[0]
+    loss: Tensor = total / x.shape[0]
+    return loss
+
+
+def lorentz_contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    curvature: float | Tensor,
+    logit_scale: float | Tensor,
+    *,
+    entailment_weight: float = 0.0,
+    min_radius: float = 0.1,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """MERU's loss: that of CLIP with ``s_ij = −scale·distance(x_i, y_j)``, and how far x lies outside the cones of y.
+
+    Args:
+        x: points ``[N, D]``, the specific concepts (images).
+        y: points ``[N, D]``, the general ones (texts) that belong to them.
+        curvature: c, a float or a 0-d tensor above 0.
+        logit_scale: a float or a 0-d tensor.
+        entailment_weight: of ``lorentz_entailment_loss(y, x)``; 0.2 in the paper.
+        min_radius: K of the cones, in units of 1/√c.
+        reduction: "mean", "sum" or "none".
+    Returns: 0-d, or ``[N]`` with "none"; float32, or float64 for that. No second derivative. Near and coinciding points
+        keep their digits.
+    Raises: as ``info_nce_loss``.
+    Source: Desai et al. 2023 (MERU), §3.
+    """
+    op = "lorentz_contrastive_loss"
+    _check_pairs(op, x, y, reduction)
+    if not isinstance(entailment_weight, NUMBER):
+        raise TypeError(f"{op}: entailment_weight is {type(entailment_weight).__name__}, expected a float")
+    keeps = _keeps_products(x, y, curvature, logit_scale)
+    rows, cols, *_ = _named(op, _lorentz_pairwise_logsumexp, x, y, curvature, logit_scale, None, True, keeps)
+    positive = -logit_scale * lorentz_distance(_wide(x), _wide(y), curvature)
+    losses = 0.5 * (_loss(rows, positive) + _loss(cols, positive))
+    if entailment_weight:
+        entailed = lorentz_entailment_loss(_wide(y), _wide(x), curvature, min_radius, reduction="none")
+        losses = losses + entailment_weight * entailed
+    return _reduced(losses, reduction)

@@ -1,0 +1,84 @@
+"""What the contrastive family means, in plain PyTorch: the log-sum-exps of all scores that a row or a column has.
+
+With those of the negative pairs and the score of the positive one, ``−log softmax`` is
+``softplus(negatives − positive)``: no digits are lost where the positive outweighs the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .hyperbolic import lorentz_pairwise_distance
+
+Scalar = float | Tensor
+LogSums = tuple[Tensor, ...]  # and the products of all pairs, or none of them
+
+
+def pairwise_logsumexp(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Scalar,
+    positive_mask: Tensor | None,
+    skips_diagonal: bool,
+    keeps_products: bool,
+) -> LogSums:
+    """Of ``s_ij = scale·x_i·y_j``: see ``_log_sums``."""
+    products = _wide(x) @ _wide(y).T
+    return *_log_sums(logit_scale * products, positive_mask, skips_diagonal), _kept(products, keeps_products)
+
+
+def lorentz_pairwise_logsumexp(
+    x: Tensor,
+    y: Tensor,
+    curvature: Scalar,
+    logit_scale: Scalar,
+    positive_mask: Tensor | None,
+    skips_diagonal: bool,
+    keeps_products: bool,
+) -> LogSums:
+    """Of ``s_ij = −scale·distance(x_i, y_j)``: see ``_log_sums``."""
+    x, y = _wide(x), _wide(y)
+    scores = -logit_scale * lorentz_pairwise_distance(x, y, curvature)
+    return *_log_sums(scores, positive_mask, skips_diagonal), _kept(x @ y.T, keeps_products)
+
+
+def _log_sums(scores: Tensor, positive_mask: Tensor | None, skips_diagonal: bool) -> tuple[Tensor, ...]:
+    """Over rows and over columns, of pairs that are not positive, then of those that are; −inf where there is none."""
+    counted = torch.ones_like(scores, dtype=torch.bool)
+    if skips_diagonal:
+        counted.fill_diagonal_(False)
+    positive = torch.zeros_like(counted) if positive_mask is None else positive_mask
+    negatives, chosen = (
+        scores.where(counted & kind, scores.new_full((), -torch.inf)) for kind in (~positive, positive)
+    )
+    return negatives.logsumexp(1), negatives.logsumexp(0), chosen.logsumexp(1), chosen.logsumexp(0)
+
+
+def sigmoid_loss(
+    x: Tensor, y: Tensor, logit_scale: Scalar, logit_bias: Scalar, has_positives: bool, makes_gradients: bool
+) -> tuple[Tensor, ...]:
+    """``Σ_ij softplus(l_ij)``, ``l = scale·x·y + bias``, of the diagonal's positive pairs ``softplus(−l_ii)``.
+
+    Then its gradients for x, y, the scale and the bias, if they are asked for; else empty ones, and zeros.
+    """
+    x, y = _wide(x), _wide(y)
+    products = x @ y.T
+    sign = torch.ones_like(products)
+    if has_positives:
+        sign.fill_diagonal_(-1)
+    logits = sign * (logit_scale * products + logit_bias)
+    loss = -functional.logsigmoid(-logits).sum()
+    if not makes_gradients:
+        return loss, x[:0], y[:0], loss.new_zeros(()), loss.new_zeros(())
+    slope = sign * logits.sigmoid()
+    return loss, logit_scale * slope @ y, logit_scale * slope.T @ x, (slope * products).sum(), slope.sum()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _kept(products: Tensor, keeps: bool) -> Tensor:
+    return products if keeps else products[:0, :0]
