@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +133,28 @@ def test_siglip_is_the_loss_of_siglip(n: int) -> None:
     check(got, -functional.logsigmoid(labels * logits).sum() / n, x, y, scale, bias)
     with torch.no_grad():
         torch.testing.assert_close(ops.siglip_loss(x, y, scale, bias, normalize=True), got)
+
+
+@pytest.fixture(scope="module")
+def open_clip_loss() -> Any:
+    """open_clip's losses, of which no other file is read: the package asks for torchvision."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        pytest.skip("open_clip is not installed")
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_parity_with_open_clip(open_clip_loss: Any) -> None:
+    x, y = (functional.normalize(v, dim=-1).detach().requires_grad_() for v in pair(64, 32, torch.float32))
+    scale = torch.tensor(14.0, requires_grad=True)
+    bias = torch.tensor(-10.0, requires_grad=True)
+    check(ops.info_nce_loss(x, y, scale), open_clip_loss.ClipLoss()(x, y, scale), x, y, scale)
+    check(ops.siglip_loss(x, y, scale, bias), open_clip_loss.SigLipLoss()(x, y, scale, bias), x, y, scale, bias)
 
 
 def test_coinciding_pairs() -> None:

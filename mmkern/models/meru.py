@@ -106,8 +106,8 @@ class Meru(nn.Module):
         """The loss of B pairs of points: row i of ``images`` belongs to row i of ``texts``, which entails it.
 
         ``logits = −distance · e^logit_scale``; cross-entropy from images to texts and from texts to images, halved;
-        plus the mean of ``max(0, exterior_angle(text, image) − half_aperture(text))``. Both directions come from one
-        matrix: in one process the second is the transpose of the first.
+        plus the mean of ``max(0, exterior_angle(text, image) − half_aperture(text))``. Without ``text_ids`` the logits
+        are never a matrix in memory (``ops.lorentz_contrastive_loss``).
 
         Args:
             images: points ``[B, D]``.
@@ -119,13 +119,14 @@ class Meru(nn.Module):
         """
         curvature = self.curvature
         self.logit_scale.data.clamp_(max=math.log(MAX_LOGIT_SCALE))
-        logits = -ops.lorentz_pairwise_distance(images, texts, curvature) * self.logit_scale.exp()
+        scale = self.logit_scale.exp()
         if text_ids is None:
-            targets = torch.arange(len(images), device=images.device)
+            contrastive = ops.lorentz_contrastive_loss(images, texts, curvature, scale)
         else:
+            logits = -ops.lorentz_pairwise_distance(images, texts, curvature) * scale
             equal = (text_ids[:, None] == text_ids).to(logits.dtype)
             targets = equal / equal.sum(1, keepdim=True)  # symmetric, so it serves both directions
-        contrastive = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+            contrastive = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
         entailment = ops.lorentz_entailment_loss(texts, images, curvature, self.min_radius)
         return MeruLoss(contrastive + self.entailment_weight * entailment, contrastive, entailment)
 

@@ -1,0 +1,44 @@
+"""Contrastive losses as the field writes them in PyTorch: what mmkern is timed against.
+
+CLIP's and SigLIP's as in open_clip, MERU's as in its release, with the matrix of all scores in memory.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmkern.bench.case import Peer
+
+from .hyperbolic import lorentz_pairwise_distance
+
+
+def _cross_entropy(scores: Tensor) -> Tensor:
+    target = torch.arange(len(scores))
+    return (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target)) / 2
+
+
+def info_nce_loss(x: Tensor, y: Tensor, logit_scale: Tensor) -> Tensor:
+    return _cross_entropy(logit_scale * x @ y.T)
+
+
+def siglip_loss(x: Tensor, y: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    logits = logit_scale * x @ y.T + logit_bias
+    labels = 2 * torch.eye(len(x)) - 1
+    return -functional.logsigmoid(labels * logits).sum() / len(x)
+
+
+def lorentz_contrastive_loss(x: Tensor, y: Tensor, curvature: Tensor, logit_scale: Tensor) -> Tensor:
+    return _cross_entropy(-logit_scale * lorentz_pairwise_distance(x, y, curvature))
+
+
+def metric_learning(op: str, args: Sequence[Any]) -> Peer:
+    """NTXentLoss of pytorch-metric-learning on the same pairs, from either side; for rows of length 1."""
+    from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+
+    x, y, scale = (a.detach() for a in args)
+    loss = SelfSupervisedLoss(NTXentLoss(temperature=1 / float(scale)), symmetric=False)
+    leaves = [v.clone().requires_grad_(args[0].requires_grad) for v in (x, y)]
+    return Peer(lambda x, y: (loss(x, y) + loss(y, x)) / 2, leaves, leaves, lambda out: out)
