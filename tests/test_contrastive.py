@@ -157,6 +157,15 @@ def test_parity_with_open_clip(open_clip_loss: Any) -> None:
     check(ops.siglip_loss(x, y, scale, bias), open_clip_loss.SigLipLoss()(x, y, scale, bias), x, y, scale, bias)
 
 
+def test_gradients_that_were_made_serve_every_backward() -> None:
+    x, y = pair()
+    loss = ops.siglip_loss(x, y, 7.0, -3.0)
+    found = [torch.autograd.grad(loss, (x, y), retain_graph=retain) for retain in (True, True, False)]
+    for one, two, three in zip(*found, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
 def test_coinciding_pairs() -> None:
     """Every image on its text: the distance has no slope there, and the loss no NaN."""
     x, _ = pair(dtype=torch.float32)

@@ -7,7 +7,8 @@ namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace {
 
-#define MMKERN_SCORES "number logit_scale, opt bool positive_mask: NM, number skips_diagonal, number keeps_products, "
+#define MMKERN_SCORES                                                                                                  \
+  "number logit_scale, opt bool positive_mask: NM, number positive_diagonal, number keeps_products, "
 #define MMKERN_LOG_SUMS                                                                                                \
   "acc flat rows: N, acc flat cols: M, acc flat positive_rows: N, acc flat positive_cols: M, acc products: PQ"
 #define MMKERN_GRADIENTS                                                                                               \
@@ -26,7 +27,8 @@ const KernelEntry kEntries[] = {
     MMKERN_LOGSUMEXP("pairwise_logsumexp", Dot, false, "", ""),
     MMKERN_LOGSUMEXP("lorentz_pairwise_logsumexp", Lorentz, true, "positive curvature, ", "opt acc grad_curvature:, "),
     {"sigmoid_loss",
-     "x: ND, y: MD, number logit_scale, number logit_bias, number has_positives, number makes_gradients, acc loss:, "
+     "x: ND, y: MD, number logit_scale, number logit_bias, number positive_diagonal, number makes_gradients, acc "
+     "loss:, "
      "acc grad_x: PD, acc grad_y: QD, acc grad_logit_scale:, acc grad_logit_bias:",
      contrastive::run_sigmoid_loss},
 };

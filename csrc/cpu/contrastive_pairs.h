@@ -36,19 +36,19 @@ struct Lorentz : pairwise::LorentzDistance<T> {
   using pairwise::LorentzDistance<T>::LorentzDistance;
 };
 
-// Which pairs are positive, which are left out.
-struct Pairs {
-  const View& positives;  // null: none
-  const bool skips_diagonal;
+// Which pairs are positive: those of a mask, which may be null, and those of the diagonal if it is.
+struct Positives {
+  const View& mask;
+  const bool diagonal;
 
-  explicit operator bool() const { return bool(positives); }
-  bool is_positive(int64_t i, int64_t j) const {
-    return static_cast<const uint8_t*>(positives.data)[i * positives.strides[0] + j];
-  }
-  // f(lane) for the lane of columns j, ... that is left out in row i, if there is one.
+  // Whether some of row i and columns j, ... may be.
+  bool meet(int64_t i, int64_t j, int lanes) const { return mask || (diagonal && i >= j && i < j + lanes); }
+  // f(lane) for those that are.
   template <class F>
-  MMKERN_FN void skip(int64_t i, int64_t j, int lanes, F f) const {
-    if (skips_diagonal && i >= j && i < j + lanes) f(int(i - j));
+  void for_each(int64_t i, int64_t j, int lanes, F f) const {
+    const auto* const row = static_cast<const uint8_t*>(mask.data) + (mask ? i * mask.strides[0] : 0);
+    for (int lane = 0; lane < lanes; ++lane)
+      if ((diagonal && i == j + lane) || (mask && row[j + lane])) f(lane);
   }
 };
 

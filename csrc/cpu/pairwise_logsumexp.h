@@ -94,8 +94,8 @@ Rows<T> matrix_of(const View& view, int64_t rows, int64_t cols) {
   return {asked ? static_cast<T*>(view.data) : nullptr, rows, cols, cols};
 }
 
-// Tensors: x, y, positives; over rows and over columns, of pairs that are not positive, then of those that are; the
-// products. Scalars: of the geometry, if it has one; the scale, whether the diagonal is left out.
+// Tensors: x, y, the mask of positives; over rows and over columns, of pairs that are not positive, then of those that
+// are; the products. Scalars: of the geometry, if it has one; the scale, whether the diagonal is positive.
 template <class T, class Geometry, bool kCurved>
 void forward(const Call& call) {
   constexpr int64_t kBlock = TileShape<T>::block_rows, kRows = 40 * kBlock;
@@ -103,28 +103,33 @@ void forward(const Call& call) {
   const auto &x = x_rows.rows, &y = y_rows.rows;
   const Geometry geometry{T(call.scalars[0])};
   const Vec<T> by(Geometry::kSign * T(call.scalars[kCurved]));
-  const Pairs pairs{call[2], call.scalars[kCurved + 1] != 0};
+  const Positives positives{call[2], call.scalars[kCurved + 1] != 0};
+  const bool several = bool(positives.mask);  // else a row has one at most, whose score is its log-sum-exp
   const RowFacts<T> of_x(geometry, x), of_y(geometry, y);
   const Rows<T> kept = matrix_of<T>(call[7], x.rows, y.rows);
+  const RowScalars<T> to_rows = row_scalars<T>(call[5]), to_cols = row_scalars<T>(call[6]);
+  for (int64_t i = 0; i < x.rows; ++i) to_rows.set(i, minus_infinity<T>());
+  for (int64_t j = 0; j < y.rows; ++j) to_cols.set(j, minus_infinity<T>());
   const int64_t blocks = blocks_of(smaller(kRows, x.rows), kBlock);
-  LogSums<T> others(x.rows, y.rows, blocks), positives(x.rows, pairs ? y.rows : 0, pairs ? blocks : 0);
+  LogSums<T> negative(x.rows, y.rows, blocks), positive(x.rows, several ? y.rows : 0, several ? blocks : 0);
   const auto take = [&](int64_t block, int64_t i, int64_t j, int rows, int cols, T* tile, int64_t ld) {
-    T* const apart = pairs ? positive_tile.reserve<T>(kBlock * TileShape<T>::block_stride) : nullptr;
+    T* const apart = several ? positive_tile.reserve<T>(kBlock * TileShape<T>::block_stride) : nullptr;
     const auto put = [&](int r, int c, int lanes, Vec<T> value) {
-      Vec<T> score = value * by, positive(minus_infinity<T>());
-      const auto leave_out = [&](int lane) { score.set(lane, minus_infinity<T>()); };
-      pairs.skip(i + r, j + c, lanes, leave_out);
-      for (int lane = 0; pairs && lane < lanes; ++lane) {
-        if (!pairs.is_positive(i + r, j + c + lane)) continue;
-        positive.set(lane, score[lane]);
-        leave_out(lane);
-      }
+      Vec<T> score = value * by, chosen(minus_infinity<T>());
+      if (positives.meet(i + r, j + c, lanes))
+        positives.for_each(i + r, j + c, lanes, [&](int lane) {
+          chosen.set(lane, score[lane]);
+          score.set(lane, minus_infinity<T>());
+          if (several) return;
+          to_rows.set(i + r, chosen[lane]);
+          to_cols.set(j + c + lane, chosen[lane]);
+        });
       score.store(tile + r * ld + c);
-      if (pairs) positive.store(apart + r * ld + c);
+      if (several) chosen.store(apart + r * ld + c);
     };
     pairwise::for_each_value<T>(geometry, x, y, of_x, of_y, i, j, rows, cols, tile, ld, put);
-    others.add(block, i, j, rows, cols, tile, ld);
-    if (pairs) positives.add(block, i, j, rows, cols, apart, ld);
+    negative.add(block, i, j, rows, cols, tile, ld);
+    if (several) positive.add(block, i, j, rows, cols, apart, ld);
   };
   for (int64_t first = 0; first < x.rows; first += kRows) {
     const auto some = x.part(first, smaller(kRows, x.rows - first));
@@ -133,13 +138,11 @@ void forward(const Call& call) {
         for_each_vec<T>(cols, [&](auto at) { at.keep(kept[first + i0 + r] + j0, at.load(tile + r * ld)); });
       take(i0 / kBlock, first + i0, j0, rows, cols, tile, ld);
     });
-    others.merge(blocks_of(some.rows, kBlock));
-    if (pairs) positives.merge(blocks_of(some.rows, kBlock));
+    negative.merge(blocks_of(some.rows, kBlock));
+    if (several) positive.merge(blocks_of(some.rows, kBlock));
   }
-  others.write(call[3], call[4]);
-  if (pairs) return positives.write(call[5], call[6]);
-  for (int k = 5; k < 7; ++k)
-    for (int64_t i = 0; i < call[k].sizes[0]; ++i) row_scalars<T>(call[k]).set(i, minus_infinity<T>());
+  negative.write(call[3], call[4]);
+  if (several) positive.write(call[5], call[6]);
 }
 
 // ---- Backward ----
@@ -183,8 +186,8 @@ struct LogGradients {
 template <class T>
 struct ScoreGradients {
   static constexpr bool kReadsValues = true;
-  const LogGradients<T>&others, &positives;
-  const Pairs& pairs;
+  const LogGradients<T>&negative, &positive;
+  const Positives& positives;
   const T by;
   const int64_t first, from;
   T* const of_scale;  // of each row: the sum of gradient times value
@@ -192,46 +195,44 @@ struct ScoreGradients {
   struct Row {
     const ScoreGradients& all;
     const int64_t i, j;
-    const typename LogGradients<T>::Row other, positive;
+    const typename LogGradients<T>::Row negative, positive;
     Vec<T> total{T(0)};
 
     MMKERN_FN Vec<T> operator()(int c, int lanes, Vec<T> value) {
       const Vec<T> score = value * Vec<T>(all.by);
-      Vec<T> g = other.at(c, score);
-      if (all.pairs) {
-        const Vec<T> of_positive = positive.at(c, score);
-        for (int lane = 0; lane < lanes; ++lane)
-          if (all.pairs.is_positive(i, j + c + lane)) g.set(lane, of_positive[lane]);
+      Vec<T> g = negative.at(c, score);
+      if (all.positives.meet(i, j + c, lanes)) {
+        const Vec<T> chosen = positive.at(c, score);
+        all.positives.for_each(i, j + c, lanes, [&](int lane) { g.set(lane, chosen[lane]); });
       }
-      all.pairs.skip(i, j + c, lanes, [&](int lane) { g.set(lane, T(0)); });
       for (int lane = lanes; lane < Vec<T>::size; ++lane) g.set(lane, T(0));
       total = fma(g, value, total);
       return g * Vec<T>(all.by);
     }
   };
   Row of_row(int64_t i, int64_t j0, int, T*) const {
-    return {*this, first + i, from + j0, others.row(first + i, from + j0), positives.row(first + i, from + j0)};
+    return {*this, first + i, from + j0, negative.row(first + i, from + j0), positive.row(first + i, from + j0)};
   }
   void end(int64_t i, const Row& row) const { of_scale[i] += sum(row.total); }
 };
 
-// Tensors: the gradients of the four log-sum-exps, x, y, positives, these, the products, x', y', c' if there is a
+// Tensors: the gradients of the four log-sum-exps, x, y, the mask, these, the products, x', y', c' if there is a
 // curvature, scale'.
 template <class T, class Geometry, bool kCurved>
 void backward(const Call& call) {
   const InputRows<T> x(call[4]), y(call[5]);
   const int64_t rows = x.rows.rows;
   const T by = Geometry::kSign * T(call.scalars[kCurved]);
-  const Pairs pairs{call[6], call.scalars[kCurved + 1] != 0};
-  const LogGradients<T> others(call[0], call[1], call[7], call[8]), positives(call[2], call[3], call[9], call[10]);
+  const Positives positives{call[6], call.scalars[kCurved + 1] != 0};
+  const LogGradients<T> negative(call[0], call[1], call[7], call[8]), positive(call[2], call[3], call[9], call[10]);
   const Rows<T> kept = matrix_of<T>(call[11], rows, y.rows.rows);
   const Scratch<T> of_scale(rows);
   for (int64_t i = 0; i < rows; ++i) of_scale.data[i] = 0;
-  const double of_curvature =
-      differentiate<T>(Geometry{T(call.scalars[0])}, x.rows, y.rows, {kept.data, kept.rows, kept.cols, kept.stride},
-                       call[12], call[13], call.threads, [&](int64_t first, int64_t from) {
-                         return ScoreGradients<T>{others, positives, pairs, by, first, from, of_scale.data + first};
-                       });
+  const double of_curvature = differentiate<T>(
+      Geometry{T(call.scalars[0])}, x.rows, y.rows, {kept.data, kept.rows, kept.cols, kept.stride}, call[12], call[13],
+      call.threads, [&](int64_t first, int64_t from) {
+        return ScoreGradients<T>{negative, positive, positives, by, first, from, of_scale.data + first};
+      });
   const View &to_curvature = call[14], &to_scale = call[14 + kCurved];
   double of_scales = 0;
   for (int64_t i = 0; i < rows; ++i) of_scales += double(of_scale.data[i]);

@@ -13,14 +13,14 @@ template <class T>
 struct SigmoidLoss {
   using V = Vec<T>;
   const V scale, bias;
-  const Pairs pairs;  // those that it skips are the positive ones
+  const Positives positives;
 
   struct Term {
     V loss, slope;
   };
   MMKERN_FN Term at(int64_t i, int64_t j, int lanes, V product) const {
     V sign(T(1));
-    pairs.skip(i, j, lanes, [&](int lane) { sign.set(lane, T(-1)); });
+    if (positives.meet(i, j, lanes)) positives.for_each(i, j, lanes, [&](int lane) { sign.set(lane, T(-1)); });
     const V zero(T(0)), one(T(1)), l = sign * fma(scale, product, bias);
     const V less = exp_flushed(select(l < zero, l, -l)), share = one / (one + less);
     Term term{max(l, zero) + log1p(less), sign * select(l < zero, less * share, share)};

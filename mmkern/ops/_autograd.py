@@ -64,13 +64,19 @@ class _Function(torch.autograd.Function):
         grads = grads[: op.differentiable]
         wanted = op.wanted(ctx.needs_input_grad[1:])
         gradients: Sequence[Tensor | None]
-        if not torch.is_grad_enabled():  # True exactly with create_graph=True
+        if op.makes_gradients and not torch.is_grad_enabled():
+            gradients = op.scaled(grads[0], wanted, args, outs, in_place=not _keeps_graph())
+        elif not torch.is_grad_enabled():  # True exactly with create_graph=True
             gradients = op.run_backward(grads, wanted, args, outs)
         elif op.second_derivative:
             gradients = op.reference_gradients(grads, wanted, args, create_graph=True)
         else:
             gradients = _OnceDifferentiable.apply(op, wanted, *grads, *args, *outs)
         return None, *op.spread(gradients)
+
+
+# Whether this backward leaves what was saved for another one.
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 # Function.apply without its care for functorch, whose calls go another way: 5 of 12 µs.

@@ -218,8 +218,7 @@ class Op:
         reads them.
         """
         if self.makes_gradients:
-            made = zip(self.tensors, outs[1:], wanted, strict=True)
-            return [(grads[0] * gradient).to(args[i].dtype) if want else None for i, gradient, want in made]
+            return self.scaled(grads[0], wanted, args, outs)
         lead = args[self.lead]
         kernel = self._kernel(f"{self.name}_backward", args)
         if kernel is None:
@@ -238,6 +237,14 @@ class Op:
             if gradient is not None and gradient.dtype != args[i].dtype:
                 gradients[slot] = gradient.to(args[i].dtype)
         return gradients
+
+    def scaled(
+        self, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any], outs: Sequence[Tensor], in_place: bool = False
+    ) -> list[Tensor | None]:
+        """The gradients that the forward has made of its first output, times the gradient of that."""
+        times = torch.Tensor.mul_ if in_place else torch.mul
+        made = zip(self.tensors, outs[1:], wanted, strict=True)
+        return [times(gradient, grad).to(args[i].dtype) if want else None for i, gradient, want in made]
 
     def reference_gradients(
         self, grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any], create_graph: bool

@@ -1,7 +1,7 @@
 """Contrastive losses of all pairs of a batch, whose scores are never a matrix in memory.
 
-Row i of ``x`` and row i of ``y`` belong together. With the log-sum-exps ``n_i`` over the pairs that do not, and the
-score ``p_i`` of the one that does, ``−log softmax`` is ``softplus(n_i − p_i)``, whose digits do not cancel.
+Row i of ``x`` and row i of ``y`` belong together. With the log-sum-exp ``n_i`` over the pairs that do not, and the
+score ``p_i`` of the one that does, ``−log softmax`` is ``−log σ(p_i − n_i)``, whose digits do not cancel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._checks import NUMBER, Arguments, check_number, check_tensor, floating_row
 from ._define import Op, define
 from ._layouts import dense_rows
 from ._outputs import summed
-from .hyperbolic import Reduction, lorentz_distance, lorentz_entailment_loss
+from .hyperbolic import Reduction, lorentz_entailment_loss
 
 _ROWS = summed(lambda args: (args[0].shape[0],))
 _COLS = summed(lambda args: (args[1].shape[0],))
@@ -44,7 +44,7 @@ def _dense_positive_mask(args: Arguments) -> Arguments:
 def _logsumexp(name: str, *, curved: bool) -> Op:
     curvature, check = ("Tensor curvature, ", [positive("curvature", beside="x")]) if curved else ("", [])
     return define(
-        f"{name}(Tensor x, Tensor y, {curvature}Tensor logit_scale, Tensor? positive_mask, bool skips_diagonal, "
+        f"{name}(Tensor x, Tensor y, {curvature}Tensor logit_scale, Tensor? positive_mask, bool positive_diagonal, "
         "bool keeps_products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         family="contrastive",
         reference=getattr(reference, name),
@@ -70,8 +70,8 @@ _lorentz_pairwise_logsumexp = _logsumexp("lorentz_pairwise_logsumexp", curved=Tr
 
 
 _sigmoid_loss = define(
-    "sigmoid_loss(Tensor x, Tensor y, Tensor logit_scale, Tensor logit_bias, bool has_positives, bool makes_gradients)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "sigmoid_loss(Tensor x, Tensor y, Tensor logit_scale, Tensor logit_bias, bool positive_diagonal, "
+    "bool makes_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     family="contrastive",
     reference=reference.sigmoid_loss,
     output=(
@@ -125,11 +125,6 @@ def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
-def _softplus(x: Tensor) -> Tensor:
-    """To the last digit: torch's own is x above a threshold."""
-    return -functional.logsigmoid(-x)
-
-
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -169,26 +164,28 @@ def info_nce_loss(
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 beside a positive_mask")
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-    skips_diagonal = positive_mask is None
     keeps = _keeps_products(x, y, logit_scale)
-    rows, cols, *chosen, _ = _named(op, _pairwise_logsumexp, x, y, logit_scale, positive_mask, skips_diagonal, keeps)
-    if skips_diagonal:
-        positive_rows = positive_cols = logit_scale * (_wide(x) * _wide(y)).sum(-1)
-    else:
-        positive_rows, positive_cols = chosen
+    call = (x, y, logit_scale, positive_mask, positive_mask is None, keeps)
+    rows, cols, positive_rows, positive_cols, _ = _named(op, _pairwise_logsumexp, *call)
     further = _of_hard_negatives(op, x, hard_negatives, logit_scale, normalize)
     for log_sums in further:
         rows = torch.logaddexp(rows, log_sums)
-    losses = 0.5 * (_loss(rows, positive_rows) + _loss(cols, positive_cols))
+    if positive_mask is not None:
+        positive_rows, positive_cols = _certain(positive_rows), _certain(positive_cols)
+    losses = _losses(rows, cols, positive_rows, positive_cols)
     if label_smoothing:
         losses = losses + label_smoothing * _smoothing(x, y, hard_negatives, normalize, logit_scale, positive_rows)
     return _reduced(losses, reduction)
 
 
-def _loss(others: Tensor, chosen: Tensor) -> Tensor:
-    """``log(e^others + e^chosen) − chosen``; 0 where nothing was chosen."""
-    is_there = chosen != -torch.inf
-    return _softplus((others - chosen.where(is_there, 0.0)).where(is_there, -torch.inf))
+def _losses(rows: Tensor, cols: Tensor, positive_rows: Tensor, positive_cols: Tensor) -> Tensor:
+    """Half of ``log(e^others + e^positive) − positive`` of either direction."""
+    return -0.5 * (functional.logsigmoid(positive_rows - rows) + functional.logsigmoid(positive_cols - cols))
+
+
+def _certain(positive: Tensor) -> Tensor:
+    """Where there is no positive pair, its score is such that the loss is 0."""
+    return positive.where(positive != -torch.inf, torch.inf)
 
 
 def _of_hard_negatives(
@@ -289,9 +286,8 @@ def lorentz_contrastive_loss(
     if not isinstance(entailment_weight, NUMBER):
         raise TypeError(f"{op}: entailment_weight is {type(entailment_weight).__name__}, expected a float")
     keeps = _keeps_products(x, y, curvature, logit_scale)
-    rows, cols, *_ = _named(op, _lorentz_pairwise_logsumexp, x, y, curvature, logit_scale, None, True, keeps)
-    positive = -logit_scale * lorentz_distance(_wide(x), _wide(y), curvature)
-    losses = 0.5 * (_loss(rows, positive) + _loss(cols, positive))
+    call = (x, y, curvature, logit_scale, None, True, keeps)
+    losses = _losses(*_named(op, _lorentz_pairwise_logsumexp, *call)[:4])
     if entailment_weight:
         entailed = lorentz_entailment_loss(_wide(y), _wide(x), curvature, min_radius, reduction="none")
         losses = losses + entailment_weight * entailed

@@ -21,12 +21,12 @@ def pairwise_logsumexp(
     y: Tensor,
     logit_scale: Scalar,
     positive_mask: Tensor | None,
-    skips_diagonal: bool,
+    positive_diagonal: bool,
     keeps_products: bool,
 ) -> LogSums:
     """Of ``s_ij = scale·x_i·y_j``: see ``_log_sums``."""
     products = _wide(x) @ _wide(y).T
-    return *_log_sums(logit_scale * products, positive_mask, skips_diagonal), _kept(products, keeps_products)
+    return *_log_sums(logit_scale * products, positive_mask, positive_diagonal), _kept(products, keeps_products)
 
 
 def lorentz_pairwise_logsumexp(
@@ -35,29 +35,27 @@ def lorentz_pairwise_logsumexp(
     curvature: Scalar,
     logit_scale: Scalar,
     positive_mask: Tensor | None,
-    skips_diagonal: bool,
+    positive_diagonal: bool,
     keeps_products: bool,
 ) -> LogSums:
     """Of ``s_ij = −scale·distance(x_i, y_j)``: see ``_log_sums``."""
     x, y = _wide(x), _wide(y)
     scores = -logit_scale * lorentz_pairwise_distance(x, y, curvature)
-    return *_log_sums(scores, positive_mask, skips_diagonal), _kept(x @ y.T, keeps_products)
+    return *_log_sums(scores, positive_mask, positive_diagonal), _kept(x @ y.T, keeps_products)
 
 
-def _log_sums(scores: Tensor, positive_mask: Tensor | None, skips_diagonal: bool) -> tuple[Tensor, ...]:
+def _log_sums(scores: Tensor, positive_mask: Tensor | None, positive_diagonal: bool) -> tuple[Tensor, ...]:
     """Over rows and over columns, of pairs that are not positive, then of those that are; −inf where there is none."""
-    counted = torch.ones_like(scores, dtype=torch.bool)
-    if skips_diagonal:
-        counted.fill_diagonal_(False)
-    positive = torch.zeros_like(counted) if positive_mask is None else positive_mask
-    negatives, chosen = (
-        scores.where(counted & kind, scores.new_full((), -torch.inf)) for kind in (~positive, positive)
-    )
-    return negatives.logsumexp(1), negatives.logsumexp(0), chosen.logsumexp(1), chosen.logsumexp(0)
+    positive = torch.zeros_like(scores, dtype=torch.bool) if positive_mask is None else positive_mask.clone()
+    if positive_diagonal:
+        positive.fill_diagonal_(True)
+    nothing = scores.new_full((), -torch.inf)
+    negatives, positives = scores.where(~positive, nothing), scores.where(positive, nothing)
+    return negatives.logsumexp(1), negatives.logsumexp(0), positives.logsumexp(1), positives.logsumexp(0)
 
 
 def sigmoid_loss(
-    x: Tensor, y: Tensor, logit_scale: Scalar, logit_bias: Scalar, has_positives: bool, makes_gradients: bool
+    x: Tensor, y: Tensor, logit_scale: Scalar, logit_bias: Scalar, positive_diagonal: bool, makes_gradients: bool
 ) -> tuple[Tensor, ...]:
     """``Σ_ij softplus(l_ij)``, ``l = scale·x·y + bias``, of the diagonal's positive pairs ``softplus(−l_ii)``.
 
@@ -66,7 +64,7 @@ def sigmoid_loss(
     x, y = _wide(x), _wide(y)
     products = x @ y.T
     sign = torch.ones_like(products)
-    if has_positives:
+    if positive_diagonal:
         sign.fill_diagonal_(-1)
     logits = sign * (logit_scale * products + logit_bias)
     loss = -functional.logsigmoid(-logits).sum()
