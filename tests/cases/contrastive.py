@@ -25,6 +25,7 @@ SIZES = (
     (4, 0, 8),
     (600, 33, 8),
     (33, 1100, 8),
+    (1950, 9, 4),
 )
 
 
@@ -99,7 +100,8 @@ def _cases() -> Iterator[Case]:
     )
 
     for op in LOG_SUMS:
-        yield keeping(case(op, "70x300x24", points(70, 24), points(300, 24)))
+        for n, m in ((70, 300), (600, 33), (33, 1100)):
+            yield keeping(case(op, f"kept {n}x{m}x8", points(n, 8), points(m, 8)))
         yield keeping(case(op, "kept positives", points(70, 24), points(90, 24), positives=mask(70, 90)))
     for n, m, d in SIZES:
         yield sigmoid_case(f"{n}x{m}x{d}", points(n, d), points(m, d))
