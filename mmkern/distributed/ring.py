@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mmkern.ops import cross_attention, merge_attention
+
+from .neighbours import Neighbours
 
 _OP = "ring_cross_attention"
 
@@ -61,7 +63,7 @@ class _Ring(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor, scale: float, softcap: float | None, group: Any
     ) -> tuple[Tensor, Tensor]:
-        ring = _Neighbours(group, k)
+        ring = Neighbours(group, [k.shape[2]], 2, k.device)
         found = None
         for _, (held_k, held_v, held_mask) in ring.visits(_shard(k, v, key_mask)):
             out, lse = cross_attention(
@@ -130,41 +132,3 @@ def _shard(k: Tensor, v: Tensor, key_mask: Tensor) -> list[Tensor]:
 
 def _mask(travelling: Tensor) -> Tensor:
     return travelling[:, 0, :, 0].bool()
-
-
-class _Neighbours:
-    """The place of this process in the ring, and how many keys each process holds."""
-
-    def __init__(self, group: dist.ProcessGroup | None, k: Tensor) -> None:
-        self.group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        members = dist.get_process_group_ranks(group or dist.group.WORLD)
-        self.next, self.previous = (members[(self.rank + step) % self.size] for step in (1, -1))
-        counts = [torch.zeros(1, dtype=torch.int64, device=k.device) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor([k.shape[2]], device=k.device), group)
-        self.keys = [int(count) for count in counts]
-
-    def visits(self, shard: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """Each shard once, this process's first; the next one is on its way while one is held."""
-        for step in range(self.size):
-            receive = self.pass_on(shard, step) if step + 1 < self.size else None
-            yield step, shard
-            if receive is not None:
-                shard = receive()
-
-    def pass_on(self, held: Sequence[Tensor], step: int) -> Callable[[], list[Tensor]]:
-        """Send what is held at ``step``; the result waits for what is held at the next."""
-        if self.size == 1:
-            return lambda: list(held)
-        keys = self.keys[(self.rank - step - 1) % self.size]
-        received = [x.new_empty(*x.shape[:2], keys, x.shape[3]) for x in held]
-        sends = [dist.P2POp(dist.isend, x, self.next, self.group) for x in held if x.numel()]
-        receipts = [dist.P2POp(dist.irecv, x, self.previous, self.group) for x in received if x.numel()]
-        pending = dist.batch_isend_irecv([*sends, *receipts]) if sends or receipts else []
-
-        def wait() -> list[Tensor]:
-            for work in pending:
-                work.wait()
-            return received
-
-        return wait

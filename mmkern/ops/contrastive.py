@@ -2,12 +2,27 @@
 
 Row i of ``x`` and row i of ``y`` belong together. With the log-sum-exp ``n_i`` over the pairs that do not, and the
 score ``p_i`` of the one that does, ``−log softmax`` is ``−log σ(p_i − n_i)``, whose digits do not cancel.
+
+With a ``group`` of processes (torch.distributed) the batch is that of all of them. Each holds some of the rows of x and
+the rows of y that belong to them, any number, 0 included, and all call the loss, and its backward, together:
+
+* "mean" and "sum" are over the whole batch, the same number in each process; "none" gives the losses of its own rows.
+* Each process gets the whole gradient of its own rows of x and y, through the scores of all processes. It is that of
+  the one loss of all, taken once: of "mean" or "sum", which all differentiate with the same upstream gradient (not
+  counted once a process), or with "none" of the sum of all processes' ``upstream · losses``.
+* Of logit_scale, logit_bias and curvature each process gets its part, and the *sum* over the processes is the gradient.
+  So it is with the weights that made x and y. DDP and FSDP take the mean over their processes instead: there, multiply
+  the loss by the number in ``group``, ``(loss * group.size()).backward()``. Where DDP joins several groups, each with a
+  batch of its own, that gives the mean over the batches.
+
+Blocks of y go round in a ring, the next one on its way while scores with this one are summed up; no process holds more
+than two of others. Backward, and for SigLIP forward too, gradients of y travel behind the blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +35,11 @@ from ._define import Op, define
 from ._layouts import dense_rows
 from ._outputs import summed
 from .hyperbolic import Reduction, lorentz_entailment_loss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from mmkern.distributed.contrastive import Shards
 
 _ROWS = summed(lambda args: (args[0].shape[0],))
 _COLS = summed(lambda args: (args[1].shape[0],))
@@ -119,9 +139,18 @@ def _named(op: str, call: Callable[..., Any], *args: Any) -> Any:
         raise type(error)(f"{op}: {rest}") from error
 
 
-def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+def _shards(op: str, group: ProcessGroup, x: Tensor, y: Tensor, *numbers: Any) -> Shards:
+    from mmkern.distributed.contrastive import join  # with what joins processes, which one alone is spared
+
+    return join(op, group, x, y, *numbers)
+
+
+def _reduced(losses: Tensor, reduction: Reduction, shards: Shards | None) -> Tensor:
     if reduction == "none":
         return losses
+    if shards is not None:
+        total = shards.total(losses.sum())
+        return total / shards.rows if reduction == "mean" else total
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
@@ -139,6 +168,7 @@ def info_nce_loss(
     positive_mask: Tensor | None = None,
     hard_negatives: Tensor | None = None,
     reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The symmetric contrastive loss of CLIP: ``½ (−log softmax_j s_ii − log softmax_i s_ii)``, ``s = scale·x yᵀ``.
 
@@ -151,8 +181,13 @@ def info_nce_loss(
         positive_mask: ``[N, N]`` bool: pairs that belong together, in place of the diagonal. The loss then is
             ``log Σ_j exp(s_ij) − log Σ_{j positive} exp(s_ij)``; a row without a positive pair counts 0.
         hard_negatives: ``[K, D]`` for all rows of x, or ``[N, K, D]`` for each its own: further rows that x is told
-            apart from.
+            apart from. With a group, each process has its own, for its own rows.
         reduction: "mean", "sum" or "none".
+        group: processes that hold the batch together, each some rows of x and the rows of y that belong to them.
+            "mean" and "sum" are over all rows, "none" gives the losses of its own. Gradients of x and y are whole;
+            those of numbers, like those of weights behind x and y, are parts, whose sum over the processes is the
+            gradient: where the mean is taken, as under DDP and FSDP, multiply the loss by ``group.size()``. More in
+            this module's docstring. Not beside a positive_mask.
     Returns: 0-d, or ``[N]`` with "none"; float32, or float64 for that. No second derivative.
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Radford et al. 2021 (CLIP), figure 3; with several positives, Lin et al. 2022 (EgoVLP), eq. 5.
@@ -162,11 +197,13 @@ def info_nce_loss(
     check_number(op, "label_smoothing", label_smoothing, "a number from 0 to 1", 0, 1)
     if label_smoothing and positive_mask is not None:
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 beside a positive_mask")
+    if group is not None and positive_mask is not None:
+        raise ValueError(f"{op}: positive_mask is a {type(positive_mask).__name__}, expected None beside a group")
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-    keeps = _keeps_products(x, y, logit_scale)
-    call = (x, y, logit_scale, positive_mask, positive_mask is None, keeps)
-    rows, cols, positive_rows, positive_cols, _ = _named(op, _pairwise_logsumexp, *call)
+    shards, (rows, cols, positive_rows, positive_cols) = _log_sums(
+        op, _pairwise_logsumexp, x, y, logit_scale, mask=positive_mask, group=group
+    )
     further = _of_hard_negatives(op, x, hard_negatives, logit_scale, normalize)
     for log_sums in further:
         rows = torch.logaddexp(rows, log_sums)
@@ -174,8 +211,21 @@ def info_nce_loss(
         positive_rows, positive_cols = _certain(positive_rows), _certain(positive_cols)
     losses = _losses(rows, cols, positive_rows, positive_cols)
     if label_smoothing:
-        losses = losses + label_smoothing * _smoothing(x, y, hard_negatives, normalize, logit_scale, positive_rows)
-    return _reduced(losses, reduction)
+        apart = _smoothing(x, y, hard_negatives, normalize, logit_scale, positive_rows, shards)
+        losses = losses + label_smoothing * apart
+    return _reduced(losses, reduction, shards)
+
+
+def _log_sums(
+    op: str, raw: Op, x: Tensor, y: Tensor, *numbers: Any, mask: Tensor | None, group: ProcessGroup | None
+) -> tuple[Shards | None, Sequence[Tensor]]:
+    """Over rows and columns of the whole batch, of pairs that are not positive, then of those that are."""
+    if group is None:
+        keeps = _keeps_products(x, y, *numbers)
+        return None, _named(op, raw, x, y, *numbers, mask, mask is None, keeps)[:-1]
+    args = _named(op, raw._prepare, (x, y, *numbers, None, True, False))
+    shards = _shards(op, group, *args[:-3])
+    return shards, shards.log_sums(raw, *args)
 
 
 def _losses(rows: Tensor, cols: Tensor, positive_rows: Tensor, positive_cols: Tensor) -> Tensor:
@@ -214,17 +264,23 @@ def _smoothing(
     normalize: bool,
     logit_scale: float | Tensor,
     positive: Tensor,
+    shards: Shards | None,
 ) -> Tensor:
     """``s_ii`` less the mean score of the row, and of the column: the means are scores with the mean row."""
     x, y = _wide(x), _wide(y)
-    seen, columns = y.sum(0), y.shape[0]
+    sums, rows = torch.stack([x.sum(0), y.sum(0)]), x.shape[0]
+    if shards is not None:
+        sums, rows = shards.sum(sums), shards.rows
+    of_all, seen = sums
+    columns = rows
     if negatives is not None:
         negatives = _wide(functional.normalize(negatives, dim=-1) if normalize else negatives)
         seen = seen + negatives.sum(-2)
         columns += negatives.shape[-2]
     of_rows = logit_scale * (x * (seen / columns)).sum(-1)
-    of_cols = logit_scale * (y * x.mean(0)).sum(-1)
-    return positive - 0.5 * (of_rows + of_cols)
+    of_cols = logit_scale * (y * (of_all / rows)).sum(-1)
+    apart: Tensor = positive - 0.5 * (of_rows + of_cols)
+    return apart
 
 
 def siglip_loss(
@@ -234,6 +290,7 @@ def siglip_loss(
     logit_bias: float | Tensor,
     *,
     normalize: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """SigLIP's sigmoid loss: ``−1/N Σ_ij log σ(z_ij l_ij)``, ``l = scale·x yᵀ + bias``, z = 1 where i = j, else −1.
 
@@ -241,6 +298,10 @@ def siglip_loss(
         x, y: ``[N, D]``, of one dtype; rows of one index belong together.
         logit_scale, logit_bias: floats or 0-d tensors, which may need a gradient.
         normalize: divide the rows by their length first.
+        group: processes that hold the batch together, each some rows of x and the rows of y that belong to them.
+            The loss is that of all rows. Gradients of x and y are whole; those of numbers, like those of weights behind
+            x and y, are parts, whose sum over the processes is the gradient: where the mean is taken, as under DDP and
+            FSDP, multiply the loss by ``group.size()``. More in this module's docstring.
     Returns: 0-d; float32, or float64 for that. Where a gradient is needed, all gradients are made in the same pass over
         the scores. No second derivative.
     Raises: TypeError or ValueError where an argument does not fit, with its name.
@@ -251,8 +312,13 @@ def siglip_loss(
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
     makes = _needs_gradient(x, y, logit_scale, logit_bias)
-    total = _named(op, _sigmoid_loss, x, y, logit_scale, logit_bias, True, makes)[0]
-    loss: Tensor = total / x.shape[0]
+    if group is None:
+        total, rows = _named(op, _sigmoid_loss, x, y, logit_scale, logit_bias, True, makes)[0], x.shape[0]
+    else:
+        args = _named(op, _sigmoid_loss._prepare, (x, y, logit_scale, logit_bias, True, makes))
+        shards = _shards(op, group, *args[:-2])
+        total, rows = shards.sigmoid_loss(_sigmoid_loss, *args), shards.rows
+    loss: Tensor = total / rows
     return loss
 
 
@@ -265,6 +331,7 @@ def lorentz_contrastive_loss(
     entailment_weight: float = 0.0,
     min_radius: float = 0.1,
     reduction: Reduction = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """MERU's loss: that of CLIP with ``s_ij = −scale·distance(x_i, y_j)``, and how far x lies outside the cones of y.
 
@@ -276,6 +343,11 @@ def lorentz_contrastive_loss(
         entailment_weight: of ``lorentz_entailment_loss(y, x)``; 0.2 in the paper.
         min_radius: K of the cones, in units of 1/√c.
         reduction: "mean", "sum" or "none".
+        group: processes that hold the batch together, each some rows of x and the rows of y that belong to them.
+            "mean" and "sum" are over all rows, "none" gives the losses of its own. Gradients of x and y are whole;
+            those of numbers, like those of weights behind x and y, are parts, whose sum over the processes is the
+            gradient: where the mean is taken, as under DDP and FSDP, multiply the loss by ``group.size()``. More in
+            this module's docstring.
     Returns: 0-d, or ``[N]`` with "none"; float32, or float64 for that. No second derivative. Near and coinciding points
         keep their digits.
     Raises: as ``info_nce_loss``.
@@ -285,10 +357,9 @@ def lorentz_contrastive_loss(
     _check_pairs(op, x, y, reduction)
     if not isinstance(entailment_weight, NUMBER):
         raise TypeError(f"{op}: entailment_weight is {type(entailment_weight).__name__}, expected a float")
-    keeps = _keeps_products(x, y, curvature, logit_scale)
-    call = (x, y, curvature, logit_scale, None, True, keeps)
-    losses = _losses(*_named(op, _lorentz_pairwise_logsumexp, *call)[:4])
+    shards, found = _log_sums(op, _lorentz_pairwise_logsumexp, x, y, curvature, logit_scale, mask=None, group=group)
+    losses = _losses(*found)
     if entailment_weight:
         entailed = lorentz_entailment_loss(_wide(y), _wide(x), curvature, min_radius, reduction="none")
         losses = losses + entailment_weight * entailed
-    return _reduced(losses, reduction)
+    return _reduced(losses, reduction, shards)
