@@ -98,10 +98,8 @@ def _in_words(described: Sequence[int]) -> str:
 class _LogSums(torch.autograd.Function):
     """Each process meets each block of y once; the log-sum-exps of the block's own rows travel behind it.
 
-    Positive pairs are in a process's own block alone.
-
-    Those of each part are kept: a part's share of the gradient is ``exp(part − whole)``, and the rest is the backward
-    of that part alone, whichever backend has it.
+    Positive pairs are in a process's own block alone. The log-sum-exps of each part are kept: its share of the gradient
+    is ``exp(part − whole)``, and the rest is the backward of that part alone, whichever backend has it.
     """
 
     @staticmethod
