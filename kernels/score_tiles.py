@@ -6,12 +6,16 @@ float32 tiles are IEEE (TF32 would break the numerics contract), 16-bit tiles us
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# All that a thread can have: left to itself ptxas spills a few to halve the registers, or where it has them, to load
+# more ahead of a float32 product. AMD's compiler knows no such option.
+ALL_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,15 @@ class Tiling:
     warps: int
 
     @classmethod
-    def of(cls, rows: int, columns: int, dtype: torch.dtype) -> Tiling:
-        tall, depth = (128, 64) if dtype.itemsize == 2 else (64, 32)
-        i, j = _side(rows, tall), _side(columns, 64)
+    def of(cls, rows: int, columns: int, dtype: torch.dtype, *, is_heavy: bool = False) -> Tiling:
+        """``is_heavy``: for functions of a score that hold many numbers beside it."""
         # 32 elements a thread, 16 beside the registers of a float32 product: with more the functions of a score spill.
-        return cls(i, j, depth, max(i * j // (1024 if dtype.itemsize == 2 else 512), 1))
+        if dtype.itemsize == 2:
+            tall, wide, depth, per_warp = (64, 64, 64, 512) if is_heavy else (128, 64, 64, 1024)
+        else:
+            tall, wide, depth, per_warp = (64, 32 if is_heavy else 64, 32, 512)
+        i, j = _side(rows, tall), _side(columns, wide)
+        return cls(i, j, depth, max(i * j // per_warp, 1))
 
     @property
     def T(self) -> Tiling:  # noqa: N802
@@ -81,11 +89,18 @@ def squared_difference_tile(x, y, x_stride, y_stride, i, j, rows, columns, depth
 
 
 @triton.jit
+def rounded_to_tf32(weight):
+    """The weight that a TF32 product multiplies."""
+    bits = (weight.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(tl.abs(weight) < 1e38, bits.to(tl.float32, bitcast=True), weight)
+
+
+@triton.jit
 def product_kernel(
     weights,  # [rows, columns]
     y,  # [columns, depth]
     x,  # [rows, depth]
-    share,  # [rows], float32
+    share,  # [rows], float32; or None
     near,  # [rows / NEAR_ROWS, columns / NEAR_COLUMNS]: tiles of weights to be taken with differences; or None
     out,  # [rows, depth], contiguous
     weights_row_stride,
@@ -97,13 +112,15 @@ def product_kernel(
     rows,
     columns,
     depth,
+    IS_EXACT: tl.constexpr,
+    ADDS: tl.constexpr,
     NEAR_ROWS: tl.constexpr,
     NEAR_COLUMNS: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """``out_i = Σ_j w_ij y_j + share_i x_i``, with ``w_ij (y_j - x_i)`` in the near tiles."""
+    """``out_i = Σ_j w_ij y_j + share_i x_i``, with ``w_ij (y_j - x_i)`` in the near tiles; ADDS: added to out."""
     i = tl.program_id(0).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row_mask, mask_d = i < rows, d < depth
@@ -121,10 +138,17 @@ def product_kernel(
         b = tl.load(y + j[:, None] * y_stride + d[None, :], (j < columns)[:, None] & mask_d[None, :], 0.0)
         if w.dtype == b.dtype:
             total = tl.dot(w, b, total, input_precision="ieee")
-        else:  # 16-bit points and their rounded weights are exact in TF32
-            total = tl.dot(w, b.to(tl.float32), total, input_precision="tf32")
+        else:  # 16-bit points and rounded weights are exact in TF32
+            b = b.to(tl.float32)
+            if IS_EXACT:
+                rounded = rounded_to_tf32(w)
+                total = tl.dot(rounded_to_tf32(w - rounded), b, total, input_precision="tf32")
+                w = rounded
+            total = tl.dot(w, b, total, input_precision="tf32")
 
-    tile = tl.load(x + i[:, None] * x_stride + d[None, :], row_mask[:, None] & mask_d[None, :], 0.0).to(tl.float32)
+    mask = row_mask[:, None] & mask_d[None, :]
+    if share is not None:
+        tile = tl.load(x + i[:, None] * x_stride + d[None, :], mask, 0.0).to(tl.float32)
     if near is not None:
         for start in range(0, columns, BLOCK_J):
             if tl.load(near_row + start // NEAR_COLUMNS * near_column_stride) != 0:
@@ -133,27 +157,36 @@ def product_kernel(
                     w = tl.load(weights + i * weights_row_stride + j * weights_column_stride, row_mask, 0.0)
                     b = tl.load(y + j * y_stride + d, mask_d, 0.0).to(tl.float32)
                     total += w.to(tl.float32)[:, None] * (b[None, :] - tile)
-    scale = tl.load(share + i, row_mask, 0.0)
-    total += scale[:, None] * tile
-    offset = i[:, None] * depth + d[None, :]
-    tl.store(out + offset, total.to(out.dtype.element_ty), row_mask[:, None] & mask_d[None, :])
+    if share is not None:
+        total += tl.load(share + i, row_mask, 0.0)[:, None] * tile
+    at_out = out + i[:, None] * depth + d[None, :]
+    if ADDS:
+        total += tl.load(at_out, mask, 0.0)
+    tl.store(at_out, total.to(out.dtype.element_ty), mask)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """``[rows, columns]`` weights and where their products need differences; ``.T`` is the other operand's view."""
+    """``[rows, columns]`` weights and where their products need differences; ``.T`` is the other operand's view.
+
+    Those in float32 of 16-bit points are numbers of TF32, unless ``is_exact``.
+    """
 
     values: Tensor
     near: Tensor | None
     tiling: Tiling
+    is_exact: bool = False
 
     @property
     def T(self) -> Weights:  # noqa: N802
-        return Weights(self.values.T, None if self.near is None else self.near.T, self.tiling.T)
+        near = None if self.near is None else self.near.T
+        return replace(self, values=self.values.T, near=near, tiling=self.tiling.T)
 
 
-def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: Tensor) -> None:
-    """Run ``product_kernel``; ``x`` and ``y`` have unit stride along the last axis."""
+def launch_product(
+    weights: Weights, y: Tensor, x: Tensor, share: Tensor | None, out: Tensor, *, adds: bool = False
+) -> None:
+    """Run ``product_kernel``; ``x`` and ``y`` have unit stride along the last axis. ``adds``: to a float32 ``out``."""
     rows, columns = weights.values.shape
     depth = x.shape[1]
     tiling = weights.tiling
@@ -173,6 +206,8 @@ def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: T
         rows,
         columns,
         depth,
+        IS_EXACT=weights.is_exact,
+        ADDS=adds,
         NEAR_ROWS=tiling.rows,
         NEAR_COLUMNS=tiling.columns,
         BLOCK_I=tiling.rows,
@@ -180,4 +215,5 @@ def launch_product(weights: Weights, y: Tensor, x: Tensor, share: Tensor, out: T
         BLOCK_J=min(tiling.columns, 64 if x.dtype.itemsize == 2 else 32),
         num_warps=min(max(tiling.rows * block_d // 1024, 1), 8),
         enable_fp_fusion=False,
+        **(ALL_REGISTERS if weights.is_exact else {}),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmkern.kernels import attention, attention_rows, diffusion, hyperbolic, modulation
+from mmkern.kernels import attention, attention_rows, contrastive, diffusion, hyperbolic, modulation
 from torch import Tensor
 
 from mmkern import testing
@@ -22,6 +22,7 @@ _KERNELS = {
     "attention_rows": attention_rows,
     "modulation": modulation,
     "diffusion": diffusion,
+    "contrastive": contrastive,
 }
 
 

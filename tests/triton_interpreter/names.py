@@ -52,12 +52,21 @@ GROUP_NORM_CHECKS = (
     "group_norm_gradients_alone",
     "nan_stays_in_its_group",
 )
+CONTRASTIVE_CHECKS = (
+    "contrastive",
+    "contrastive_in_small_tiles",
+    "contrastive_with_rounding_of_a_device",
+    "positives_of_any_layout",
+    "nan_stays_in_its_pairs",
+    "contrastive_same_bits",
+)
 CHECKS = (
     *ATTENTION_CHECKS,
     *ROWS_CHECKS,
     "modulation",
     *GATED_CHECKS,
     *GROUP_NORM_CHECKS,
+    *CONTRASTIVE_CHECKS,
     *DIFFUSION_CHECKS,
     *PROPERTIES,
     *OPS,

@@ -36,6 +36,7 @@ from tests.cases.modulation import CASES as MODULATION_CASES
 from tests.cases.multi_source import CASES as SOURCES_CASES
 from tests.contract import gradients_for, op_of
 
+from . import contrastive as losses
 from . import diffusion as steps
 from . import faulty_kernels, patches
 from . import gated as activations
@@ -452,7 +453,7 @@ def main() -> None:
     out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     patches.install()
-    results, checks = {}, {**vars(steps), **vars(activations), **vars(groups), **globals()}
+    results, checks = {}, {**vars(steps), **vars(activations), **vars(groups), **vars(losses), **globals()}
     for name in CHECKS[part::parts]:
         try:
             if name in OPS:
