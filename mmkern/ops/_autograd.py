@@ -34,6 +34,13 @@ def _mark(ctx: Any, op: Op, result: Result) -> None:
     others = in_tuple(result)[op.differentiable :]
     if others:
         ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)  # else backward gets zeros as large as these outputs
+
+
+def upstream(op: Op, args: Sequence[Any], grads: Sequence[Tensor | None]) -> list[Tensor]:
+    """The gradients of the differentiable outputs, zeros where there is none."""
+    given = enumerate(grads[: op.differentiable])
+    return [op.zeros_like_output(slot, args) if g is None else g for slot, g in given]
 
 
 def restore(ctx: Any) -> tuple[Op, list[Any], Sequence[Tensor]]:
@@ -59,9 +66,9 @@ class _Function(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         op, args, outs = restore(ctx)
-        grads = grads[: op.differentiable]
+        grads = upstream(op, args, given)
         wanted = op.wanted(ctx.needs_input_grad[1:])
         gradients: Sequence[Tensor | None]
         if op.makes_gradients and not torch.is_grad_enabled():
@@ -95,9 +102,9 @@ class TransformableFunction(torch.autograd.Function):
         save(ctx, inputs[0], inputs[1:], output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         op, args, _ = restore(ctx)
-        grads = grads[: op.differentiable]
+        grads = upstream(op, args, given)
         wanted = op.wanted(ctx.needs_input_grad[1:])
         # Transforms nest, so each level differentiates the one below: always the reference.
         return None, *op.spread(op.reference_gradients(grads, wanted, args, create_graph=True))

@@ -31,7 +31,7 @@ from torch.compiler import is_dynamo_compiling
 from mmkern import backends, memory, testing
 from mmkern.backends import settings
 
-from ._autograd import TransformableFunction, no_second_derivative, record, restore, save, saved
+from ._autograd import TransformableFunction, no_second_derivative, record, restore, save, saved, upstream
 from ._checks import Arguments, Check, accumulation_dtype
 from ._layouts import dense_last_axis, dense_rows, needs_order
 from ._outputs import Result, Shape, in_tuple, like, summed
@@ -193,6 +193,11 @@ class Op:
         """Whether an output does; the others are in the dtype of sums."""
         output = self.outputs[slot]
         return isinstance(output, like) or (slot == 0 and not isinstance(output, summed))
+
+    def zeros_like_output(self, slot: int, args: Sequence[Any]) -> Tensor:
+        lead: Tensor = args[self.lead]
+        dtype = lead.dtype if self.has_dtype_of_inputs(slot) else accumulation_dtype(lead.dtype)
+        return lead.new_zeros(self.outputs[slot](args), dtype=dtype)
 
     def _empty_like(self, index: int, shape: Sequence[int], x: Tensor, empty: Callable[..., Tensor]) -> Tensor:
         """For a grid ``x``, argument ``index``, the axes of the new tensor lie in memory in the order of those of x."""
@@ -486,10 +491,10 @@ def _register(op: Op, schema: str) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
         save(ctx, op, inputs, output)
 
-    def autograd(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def autograd(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted = op.wanted(ctx.needs_input_grad)
         _, args, outs = restore(ctx)
-        found = getattr(torch.ops.mmkern, backward_name)(*grads[: op.differentiable], *args, *outs, wanted)
+        found = getattr(torch.ops.mmkern, backward_name)(*upstream(op, args, given), *args, *outs, wanted)
         return op.spread([g if want else None for g, want in zip(in_tuple(found), wanted, strict=True)])
 
     def refuse(ctx: Any, *_: Tensor) -> None:
