@@ -16,6 +16,7 @@ FAMILIES = (
     "attention_rows",
     "attention_varlen",
     "multi_source",
+    "contrastive",
     "hyperbolic",
     "modulation",
     "gated",
