@@ -254,6 +254,27 @@ REFUSED = (
 )
 
 
+def test_an_error_of_torch_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("sizes: two and three")
+
+    monkeypatch.setattr(type(OPS["sigmoid_loss"]), "__call__", fail)
+    with pytest.raises(ValueError, match="siglip_loss: sizes: two and three"):
+        ops.siglip_loss(*pair(), 1.0, 0.0)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_hard_negatives_are_normalized(label_smoothing: float) -> None:
+    x, y = pair()
+    hard, _ = pair(9)
+    got = ops.info_nce_loss(x, y, 2.0, normalize=True, hard_negatives=hard, label_smoothing=label_smoothing)
+    of_length_one = [functional.normalize(v, dim=-1) for v in (x, y, hard)]
+    expected = ops.info_nce_loss(
+        *of_length_one[:2], 2.0, hard_negatives=of_length_one[2], label_smoothing=label_smoothing
+    )
+    check(got, expected, x, y, hard)
+
+
 @pytest.mark.parametrize(("call", "error", "message"), REFUSED)
 def test_bad_input_is_named(call: Callable[..., Tensor], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

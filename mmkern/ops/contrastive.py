@@ -130,13 +130,12 @@ def _check_pairs(op: str, x: Any, y: Any, reduction: str) -> None:
         raise ValueError(f'{op}: reduction is {reduction!r}, expected "mean", "sum" or "none"')
 
 
-def _named(op: str, call: Callable[..., Any], *args: Any) -> Any:
-    """``call`` with errors that name the public function."""
+def _named(op: str, raw: Op, call: Callable[..., Any], *args: Any) -> Any:
+    """``call``, of ``raw``, with errors that name the public function."""
     try:
         return call(*args)
     except (TypeError, ValueError) as error:
-        _, _, rest = str(error).partition(": ")
-        raise type(error)(f"{op}: {rest}") from error
+        raise type(error)(f"{op}: {str(error).removeprefix(f'{raw.name}: ')}") from error
 
 
 def _shards(op: str, group: ProcessGroup, x: Tensor, y: Tensor, *numbers: Any) -> Shards:
@@ -199,19 +198,21 @@ def info_nce_loss(
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 beside a positive_mask")
     if group is not None and positive_mask is not None:
         raise ValueError(f"{op}: positive_mask is a {type(positive_mask).__name__}, expected None beside a group")
+    if hard_negatives is not None:
+        _check_hard_negatives(op, x, hard_negatives)
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
+        hard_negatives = None if hard_negatives is None else functional.normalize(hard_negatives, dim=-1)
     shards, (rows, cols, positive_rows, positive_cols) = _log_sums(
         op, _pairwise_logsumexp, x, y, logit_scale, mask=positive_mask, group=group
     )
-    further = _of_hard_negatives(op, x, hard_negatives, logit_scale, normalize)
-    for log_sums in further:
-        rows = torch.logaddexp(rows, log_sums)
+    if hard_negatives is not None:
+        rows = torch.logaddexp(rows, _of_hard_negatives(x, hard_negatives, logit_scale))
     if positive_mask is not None:
         positive_rows, positive_cols = _certain(positive_rows), _certain(positive_cols)
     losses = _losses(rows, cols, positive_rows, positive_cols)
     if label_smoothing:
-        apart = _smoothing(x, y, hard_negatives, normalize, logit_scale, positive_rows, shards)
+        apart = _smoothing(x, y, hard_negatives, logit_scale, positive_rows, shards)
         losses = losses + label_smoothing * apart
     return _reduced(losses, reduction, shards)
 
@@ -222,8 +223,8 @@ def _log_sums(
     """Over rows and columns of the whole batch, of pairs that are not positive, then of those that are."""
     if group is None:
         keeps = _keeps_products(x, y, *numbers)
-        return None, _named(op, raw, x, y, *numbers, mask, mask is None, keeps)[:-1]
-    args = _named(op, raw._prepare, (x, y, *numbers, None, True, False))
+        return None, _named(op, raw, raw, x, y, *numbers, mask, mask is None, keeps)[:-1]
+    args = _named(op, raw, raw._prepare, (x, y, *numbers, None, True, False))
     shards = _shards(op, group, *args[:-3])
     return shards, shards.log_sums(raw, *args)
 
@@ -238,30 +239,26 @@ def _certain(positive: Tensor) -> Tensor:
     return positive.where(positive != -torch.inf, torch.inf)
 
 
-def _of_hard_negatives(
-    op: str, x: Tensor, negatives: Tensor | None, logit_scale: float | Tensor, normalize: bool
-) -> list[Tensor]:
-    if negatives is None:
-        return []
+def _check_hard_negatives(op: str, x: Tensor, negatives: Tensor) -> None:
     floating_rows("x", "hard_negatives", axes=2)(op, {"x": x, "hard_negatives": negatives})
     n, width = x.shape
     if negatives.shape[-1] != width or negatives.dim() > 3 or (negatives.dim() == 3 and negatives.shape[0] != n):
         got = list(negatives.shape)
         raise ValueError(f"{op}: hard_negatives has shape {got}, expected [K, {width}] or [{n}, K, {width}]")
-    if normalize:
-        negatives = functional.normalize(negatives, dim=-1)
-    if negatives.dim() == 2:
-        return [
-            _pairwise_logsumexp(x, negatives, logit_scale, None, False, _keeps_products(x, negatives, logit_scale))[0]
-        ]
-    return [(logit_scale * torch.einsum("nd,nkd->nk", _wide(x), _wide(negatives))).logsumexp(1)]
+
+
+def _of_hard_negatives(x: Tensor, negatives: Tensor, logit_scale: float | Tensor) -> Tensor:
+    """Of each row of x, the log-sum-exp of its scores with them."""
+    if negatives.dim() == 3:
+        return (logit_scale * torch.einsum("nd,nkd->nk", _wide(x), _wide(negatives))).logsumexp(1)
+    keeps = _keeps_products(x, negatives, logit_scale)
+    return _pairwise_logsumexp(x, negatives, logit_scale, None, False, keeps)[0]
 
 
 def _smoothing(
     x: Tensor,
     y: Tensor,
     negatives: Tensor | None,
-    normalize: bool,
     logit_scale: float | Tensor,
     positive: Tensor,
     shards: Shards | None,
@@ -274,8 +271,7 @@ def _smoothing(
     of_all, seen = sums
     columns = rows
     if negatives is not None:
-        negatives = _wide(functional.normalize(negatives, dim=-1) if normalize else negatives)
-        seen = seen + negatives.sum(-2)
+        seen = seen + _wide(negatives).sum(-2)
         columns += negatives.shape[-2]
     of_rows = logit_scale * (x * (seen / columns)).sum(-1)
     of_cols = logit_scale * (y * (of_all / rows)).sum(-1)
@@ -311,13 +307,13 @@ def siglip_loss(
     _check_pairs(op, x, y, "mean")
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-    makes = _needs_gradient(x, y, logit_scale, logit_bias)
+    raw, call = _sigmoid_loss, (x, y, logit_scale, logit_bias, True, _needs_gradient(x, y, logit_scale, logit_bias))
     if group is None:
-        total, rows = _named(op, _sigmoid_loss, x, y, logit_scale, logit_bias, True, makes)[0], x.shape[0]
+        total, rows = _named(op, raw, raw, *call)[0], x.shape[0]
     else:
-        args = _named(op, _sigmoid_loss._prepare, (x, y, logit_scale, logit_bias, True, makes))
+        args = _named(op, raw, raw._prepare, call)
         shards = _shards(op, group, *args[:-2])
-        total, rows = shards.sigmoid_loss(_sigmoid_loss, *args), shards.rows
+        total, rows = shards.sigmoid_loss(raw, *args), shards.rows
     loss: Tensor = total / rows
     return loss
 
