@@ -11,7 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/attention.md", "docs/modulation.md", "docs/diffusion.md"])
+RUN = ("README.md", *(f"docs/{name}.md" for name in ("attention", "contrastive", "modulation", "diffusion")))
+ALL = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+
+
+@pytest.mark.parametrize("document", ALL)
+def test_what_is_linked_is_there(document: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
+    missing = [link for link in links if "://" not in link and not (ROOT / document).parent.joinpath(link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", RUN)
 def test_examples_run(document: str) -> None:
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE)
