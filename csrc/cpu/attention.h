@@ -49,6 +49,30 @@ struct Row {
   int64_t batch, head, query, group;
 };
 
+// Two tensors of rows whose products are wanted: as they are or, of bf16 where the machine multiplies pairs of these,
+// as pairs of columns, a float of bits each.
+struct Factors {
+  View rows, columns;
+  bool are_pairs;
+
+  Factors(const View& x, const View& y, bool may_pair = true)
+      : rows(x), columns(y), are_pairs(may_pair && has_dot_pairs() && pairs_up(x) && pairs_up(y)) {
+    if (!are_pairs) return;
+    View* const both[] = {&rows, &columns};
+    for (View* view : both) {
+      view->dtype = Dtype::float32;
+      view->sizes[3] /= 2;
+      for (int axis = 0; axis < 3; ++axis) view->strides[axis] /= 2;
+    }
+  }
+
+ private:
+  static bool pairs_up(const View& x) {
+    const bool even = (x.strides[0] | x.strides[1] | x.strides[2] | x.sizes[3]) % 2 == 0;
+    return x.dtype == Dtype::bfloat16 && even && reinterpret_cast<uintptr_t>(x.data) % sizeof(float) == 0;
+  }
+};
+
 // Tensors: q, k, v, key_mask, attn_mask, attn_bias, bias, prefix_lengths, seed, from `at` on in the call. Scalars:
 // scale, softcap, left, right, alignment, dropout_p.
 template <class T>
@@ -57,6 +81,7 @@ struct Problem {
   static constexpr int kInputs = 9;
 
   View q, k, v;
+  Factors scored;  // q and k
   int64_t batches, heads, groups, queries, keys, width, value_width;
   const View key_mask;
   const Broadcast mask;
@@ -74,6 +99,7 @@ struct Problem {
       : q(call[at]),
         k(call[at + 1]),
         v(call[at + 2]),
+        scored(q, k),
         batches(q.sizes[0]),
         heads(q.sizes[1]),
         groups(k.sizes[1]),
@@ -292,7 +318,7 @@ struct KeyBlocks {
   }
 };
 
-// The rows of `view`, k or v, that a unit meets, packed as columns of the score tiles: those in `range`.
+// The rows of k or v that a unit meets, packed as columns of the score tiles: those in `range`.
 //
 // One or two behind whole vectors, as of a class token beside its patches, stay rows: their products, added up along
 // the width, take a fraction of what a vector of columns takes.
@@ -301,9 +327,11 @@ class HeadColumns {
  public:
   static constexpr int kFew = 2;
   const int64_t width;
+  const bool are_pairs;
 
-  HeadColumns(const Problem<T>& p, const View& view, int64_t unit, KeyRange range, int threads, ThreadBuffer& buffer)
-      : width(view.sizes[3]), end_(range.last), stride_(up_to(W, width)) {
+  HeadColumns(const Problem<T>& p, const Factors& of, int64_t unit, KeyRange range, int threads, ThreadBuffer& buffer)
+      : width(of.columns.sizes[3]), are_pairs(of.are_pairs), end_(range.last), stride_(up_to(W, width)) {
+    const View& view = of.columns;
     if (end_ % W <= kFew) end_ -= end_ % W;
     T* const packed = buffer.reserve<T>(up_to(kCols, p.keys) * width + kFew * stride_ + 1);
     T* const last = packed + up_to(kCols, p.keys) * width;

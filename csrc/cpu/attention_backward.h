@@ -21,12 +21,14 @@ struct BackwardCall {
   static constexpr int kGrads = 2, kOuts = kGrads + Problem<T>::kInputs;
 
   const Problem<T> p;
+  const Factors weighed;  // grad and v
   const View &grad, &out, &grad_q, &grad_k, &grad_v;
   const T *const grad_lse, *const lse;
   const Broadcast grad_biases[Problem<T>::kBiases];
 
   explicit BackwardCall(const Call& call)
       : p(call, kGrads),
+        weighed(call[0], p.v),
         grad(call[0]),
         out(call[kOuts]),
         grad_q(call[kOuts + 2]),
@@ -86,11 +88,11 @@ struct BackwardHead {
   const HeadRows<T> key_rows;
 
   // Of the keys in `range`.
-  BackwardHead(const Problem<T>& p, int64_t unit, KeyRange range, int threads)
-      : seen(p, unit, range, hidden_keys),
-        key_columns(p, p.k, unit, seen.keys, threads, packed_columns),
-        value_columns(p, p.v, unit, seen.keys, threads, attention::value_columns),
-        key_rows(p.k, unit / p.groups, unit % p.groups, seen.keys, threads, attention::key_rows) {}
+  BackwardHead(const BackwardCall<T>& call, int64_t unit, KeyRange range, int threads)
+      : seen(call.p, unit, range, hidden_keys),
+        key_columns(call.p, call.p.scored, unit, seen.keys, threads, packed_columns),
+        value_columns(call.p, call.weighed, unit, seen.keys, threads, attention::value_columns),
+        key_rows(call.p.k, unit / call.p.groups, unit % call.p.groups, seen.keys, threads, attention::key_rows) {}
 };
 
 // Which gradients a sweep is after.
@@ -169,14 +171,14 @@ class Sweep {
     T* const slopes = tile_of_scores<T>(grad_tile);
     const BlockRows<T> xs(block, p_.q, packed_rows), gs(block, call_.grad, packed_grads);
     const Differences<T> d(call_, block, head_.seen.unmasked, keys, gs);
-    score(block, xs.each(), keys, weights);
+    score(block, xs, keys, weights);
     const auto differentiate_rows = [&](int64_t r, int64_t rows) {
       if (head_.seen.is_same(block, r, rows, keys))
         differentiate_together(block, r, rows, keys, d, weights + r * ld, slopes + r * ld);
       else
         for (int64_t i = r; i < r + rows; ++i) differentiate(block, i, keys, d, weights + i * ld, slopes + i * ld);
     };
-    score_rows(gs.each(), block.count, head_.value_columns, keys, slopes, differentiate_rows);
+    multiply(call_.weighed, block, gs, head_.value_columns, keys, slopes, differentiate_rows);
     if (k) {
       const int64_t before = keys.first - origin;
       add_transposed_product(weights, gs.matrix(packed_grads), n, v + before * value_width_, value_width_);
@@ -195,14 +197,23 @@ class Sweep {
 
   // The products of the forward, added up in its order: where a row's largest weight is 1 but for one rounding of its
   // score, no other score will do.
-  void score(const RowBlock<T>& block, const T* const* queries, KeyRange keys, T* tile) const {
+  void score(const RowBlock<T>& block, const BlockRows<T>& queries, KeyRange keys, T* tile) const {
     const int64_t n = keys.last - keys.first;
     if (p_.rows_per_group() > kFewRows)
-      return score_rows(queries, block.count, head_.key_columns, keys, tile, [](int64_t, int64_t) {});
+      return multiply(p_.scored, block, queries, head_.key_columns, keys, tile, [](int64_t, int64_t) {});
     p_.at(p_.k, unit_ / p_.groups, unit_ % p_.groups, keys.first).with([&](const auto* k) {
       for (int64_t r = 0; r < block.count; ++r)
-        dot_each_key(queries[r], k, p_.k.strides[2], n, p_.width, tile + r * ld);
+        dot_each_key(queries.each()[r], k, p_.k.strides[2], n, p_.width, tile + r * ld);
     });
+  }
+
+  // score_rows of the first of two factors, whose `rows` are numbers.
+  template <class F>
+  static void multiply(const Factors& factors, const RowBlock<T>& block, const BlockRows<T>& rows,
+                       const HeadColumns<T>& columns, KeyRange keys, T* tile, F f) {
+    if (!factors.are_pairs) return score_rows(rows.each(), block.count, columns, keys, tile, f);
+    const BlockRows<T> pairs(block, factors.rows, packed_rows);  // where they lie: the buffer is left alone
+    score_rows(pairs.each(), block.count, columns, keys, tile, f);
   }
 
   // Gradients of queries from their sums, of none where that is null.
@@ -324,7 +335,7 @@ void sum_bias(const BackwardCall<T>& call, int which, int threads) {
             (view.sizes[1] > 1 && head != owner % view.sizes[1]))
           continue;
         const int64_t unit = batch * p.groups + head / p.heads_per_group(), within = head % p.heads_per_group();
-        const BackwardHead<T> packed(p, unit, keys, 1);
+        const BackwardHead<T> packed(call, unit, keys, 1);
         Sweep<T>(call, packed, unit, wanted).run(within * p.queries, (within + 1) * p.queries, keys);
       }
   });
@@ -349,7 +360,7 @@ void backward(const Call& tensors) {
   }
   const bool sweeps = wanted.queries || wanted.keys || wanted.biases[0] || wanted.biases[1];
   parallel_blocks(sweeps ? p.units() : 0, sharing.units, [&](int64_t unit) {
-    const BackwardHead<T> head(p, unit, {0, p.keys}, sharing.blocks);
+    const BackwardHead<T> head(call, unit, {0, p.keys}, sharing.blocks);
     if (sharing.blocks == 1) return Sweep<T>(call, head, unit, wanted).run(0, rows, {0, p.keys});
     const Wanted by_rows{wanted.queries, false, {}}, by_keys{false, wanted.keys, {wanted.biases[0], wanted.biases[1]}};
     const KeyBlocks<T> blocks(head.seen.keys);

@@ -24,7 +24,7 @@ struct Head {
 
   Head(const Problem<T>& p, int64_t unit, int threads, HeadBuffers& buffers)
       : seen(p, unit, {0, p.keys}, buffers.hidden),
-        columns(p, p.k, unit, seen.keys, threads, buffers.columns),
+        columns(p, p.scored, unit, seen.keys, threads, buffers.columns),
         values(p.v, unit / p.groups, unit % p.groups, seen.keys, threads, buffers.values),
         next(p, unit) {}
 };
@@ -159,7 +159,7 @@ void forward_block(const Sources<T>& sources, const OfEach<Head<T>>& heads, int6
     blocks.make(i, sources[i], place.unit, place.row + first, n);
   }
   const Problem<T>& p = sources.first();
-  const BlockRows<T> queries(blocks[0], p.q, packed_rows);
+  const BlockRows<T> queries(blocks[0], p.scored.rows, packed_rows);
   const Results<T> results(blocks[0], out, p.value_width);
   T gates[kRows];
   Walk<T> all(p.value_width);

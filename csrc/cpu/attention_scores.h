@@ -22,9 +22,25 @@ T* tile_of_scores(ThreadBuffer& buffer) {
   return buffer.reserve<T>((kBlockRows<T> + kRowsAtOnce) * TileShape<T>::block_stride);
 }
 
+// How a lane of a row and one of a column are multiplied.
+struct Numbers {
+  template <class V>
+  static MMKERN_FN V multiply_add(V x, V y, V sum) {
+    return fma(x, y, sum);
+  }
+};
+#if defined(MMKERN_AVX512)
+struct Pairs {
+  template <class V>
+  static MMKERN_FN V multiply_add(V x, V y, V sum) {
+    return dot_pairs(x, y, sum);
+  }
+};
+#endif
+
 // Scalar: for (i < kRowsAtOnce) for (j < kVecs * W) to[i][j] = Σ_k rows[i][k] * columns[k][first * W + j], k in [k0,
 // k1) or += if `adds`. Rows from n on are the last one. What lies `ahead` of each row is asked for.
-template <class T, int kVecs>
+template <class Product, class T, int kVecs>
 MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, const T* columns, int64_t width, int first,
                              int64_t k0, int64_t k1, bool adds, T* to) {
   constexpr int W = Vec<T>::size, C = TileShape<T>::cols, kStride = TileShape<T>::block_stride;
@@ -52,7 +68,7 @@ MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, con
       for (int i = 0; i < kRowsAtOnce; ++i) {
         const Vec<T> xi(x[i][k]);
 #pragma GCC unroll 16
-        for (int v = 0; v < kVecs; ++v) s[i][v] = fma(xi, yk[v], s[i][v]);
+        for (int v = 0; v < kVecs; ++v) s[i][v] = Product::multiply_add(xi, yk[v], s[i][v]);
       }
     }
   }
@@ -63,7 +79,7 @@ MMKERN_FN void multiply_rows(const T* const* rows, int64_t n, int64_t ahead, con
 }
 
 // Scalar: for (i < kRowsAtOnce) for (j < W) to[i][j] = j < kKeys ? dot(rows[i], keys.row(j)) : 0
-template <class T, int kKeys>
+template <class Product, class T, int kKeys>
 MMKERN_FN void dot_rows(const T* const* rows, int64_t n, const HeadColumns<T>& keys, T* to) {
   constexpr int W = Vec<T>::size;
   const T* x[kRowsAtOnce];
@@ -82,17 +98,15 @@ MMKERN_FN void dot_rows(const T* const* rows, int64_t n, const HeadColumns<T>& k
     for (int i = 0; i < kRowsAtOnce; ++i) {
       const Vec<T> xi = at.load(x[i]);
 #pragma GCC unroll 16
-      for (int j = 0; j < kKeys; ++j) sums[i][j] = fma(xi, y[j], sums[i][j]);
+      for (int j = 0; j < kKeys; ++j) sums[i][j] = Product::multiply_add(xi, y[j], sums[i][j]);
     }
   });
 #pragma GCC unroll 16
   for (int i = 0; i < kRowsAtOnce; ++i) sum_of_each(sums[i]).store(to + i * TileShape<T>::block_stride);
 }
 
-// f(r, n) when the tile holds the products of rows r to r + n - 1, at most kRowsAtOnce, with `keys` of the packed
-// columns; further rows up to kRowsAtOnce are like the last.
-template <class T, class F>
-void score_rows(const T* const* rows, int64_t count, const HeadColumns<T>& columns, KeyRange keys, T* tile, F f) {
+template <class Product, class T, class F>
+void score_rows_by(const T* const* rows, int64_t count, const HeadColumns<T>& columns, KeyRange keys, T* tile, F f) {
   constexpr int W = Vec<T>::size, kStride = TileShape<T>::block_stride;
   const int64_t width = columns.width, depth = depth_of<T>(width);
   const int64_t ahead = count > 1 ? kRowsInTurn * (rows[1] - rows[0]) : 0;
@@ -106,20 +120,31 @@ void score_rows(const T* const* rows, int64_t count, const HeadColumns<T>& colum
         int64_t k = 0;
         do {
           for (int64_t r = begin; r < end; r += kRowsAtOnce)
-            multiply_rows<T, decltype(vecs)::value>(rows + r, end - r, g == 0 ? ahead : 0, columns.from(keys.first),
-                                                    width, first, k, smaller(k + depth, width), k > 0,
-                                                    tile + r * kStride + first * W);
+            multiply_rows<Product, T, decltype(vecs)::value>(
+                rows + r, end - r, g == 0 ? ahead : 0, columns.from(keys.first), width, first, k,
+                smaller(k + depth, width), k > 0, tile + r * kStride + first * W);
         } while ((k += depth) < width);
       });
     }
     for (int64_t r = begin; r < end; r += kRowsAtOnce) {
       if (few)
         with_count<HeadColumns<T>::kFew>(few, [&](auto n) __attribute__((always_inline)) {
-          dot_rows<T, decltype(n)::value>(rows + r, end - r, columns, tile + r * kStride + vectors * W);
+          dot_rows<Product, T, decltype(n)::value>(rows + r, end - r, columns, tile + r * kStride + vectors * W);
         });
       f(r, smaller(kRowsAtOnce, end - r));
     }
   }
+}
+
+// f(r, n) when the tile holds the products of rows r to r + n - 1, at most kRowsAtOnce, with `keys` of the packed
+// columns; further rows up to kRowsAtOnce are like the last.
+template <class T, class F>
+void score_rows(const T* const* rows, int64_t count, const HeadColumns<T>& columns, KeyRange keys, T* tile, F f) {
+#if defined(MMKERN_AVX512)
+  if constexpr (std::is_same_v<T, float>)
+    if (columns.are_pairs) return score_rows_by<Pairs>(rows, count, columns, keys, tile, f);
+#endif
+  score_rows_by<Numbers>(rows, count, columns, keys, tile, f);
 }
 
 // The rows of `from` that a block is about.

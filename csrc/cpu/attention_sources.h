@@ -21,6 +21,7 @@ class OfEach {
   Item& make(int i, Args&&... args) {
     return *new (room_ + i * sizeof(Item)) Item(static_cast<Args&&>(args)...);
   }
+  Item& operator[](int i) { return reinterpret_cast<Item*>(room_)[i]; }
   const Item& operator[](int i) const { return reinterpret_cast<const Item*>(room_)[i]; }
 
  private:
@@ -56,6 +57,7 @@ class Sources {
       p.first_counter += counters;
       counters += p.batches * p.heads * p.queries * ((p.keys + 3) / 4);
     }
+    sources.score_alike();
     return sources;
   }
 
@@ -99,6 +101,13 @@ class Sources {
   }
 
   explicit Sources(bool is_joint) : joint(is_joint) {}
+
+  // The queries are the same for all: pairs, or numbers.
+  void score_alike() {
+    bool pair = true;
+    for (int i = 0; i < count_; ++i) pair = pair && problems_[i].scored.are_pairs;
+    for (int i = 0; i < count_; ++i) problems_[i].scored = Factors(problems_[i].q, problems_[i].k, pair);
+  }
 
   Problem<T>& add(const Call& one, const View& gate) {
     gates_.make(count_, gate);

@@ -23,6 +23,11 @@ MMKERN_FN NativeFloat max_lanes(NativeFloat a, NativeFloat b) { return _mm512_ma
 MMKERN_FN NativeDouble max_lanes(NativeDouble a, NativeDouble b) { return _mm512_maskz_max_pd(0xff, a, b); }
 MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm512_maskz_min_ps(0xffff, a, b); }
 MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm512_maskz_min_pd(0xff, a, b); }
+// a.x * b.x + a.y * b.y + c of pairs (x, y) of bf16 in each lane. Not an intrinsic: the level has machines without it.
+MMKERN_FN NativeFloat dot_pairs_lanes(NativeFloat a, NativeFloat b, NativeFloat c) {
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+  return c;
+}
 MMKERN_FN bool any_lane(NativeInt m) { return _mm512_movepi32_mask((__m512i)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm512_movepi64_mask((__m512i)m) != 0; }
 

@@ -84,6 +84,13 @@ def sliced(g: torch.Generator, n: Sizes) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, randn(g, n.batch, n.groups, n.value_width, n.keys).mT
 
 
+def gapped(g: torch.Generator, n: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """One more number behind each row."""
+    q = randn(g, n.batch, n.heads, n.queries, n.width + 1)[..., :-1]
+    k, v = (randn(g, n.batch, n.groups, n.keys, width + 1)[..., :-1] for width in (n.width, n.value_width))
+    return q, k, v
+
+
 def extreme(g: torch.Generator, n: Sizes) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = dense(g, n)
     return 100 * q, 100 * k, v
@@ -234,6 +241,7 @@ CASES: list[Case] = [
     case("heads inside", GROUPED, heads=heads_inside),
     case("heads inside", Sizes(1, 2, 2, 50, 300, 64, 64), heads=heads_inside),
     case("sliced", GROUPED, heads=sliced),
+    *(case("sliced gapped", Sizes(2, 4, 2, 10, 22, width, 16), heads=gapped) for width in (15, 16)),
     case("extreme", SMALL, heads=extreme),
     case("extreme", LONG, heads=extreme),
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkern.reference.attention import MAX_SOURCES, Source
 
-from .attention import LONG, SMALL, TAILS, Sizes, heads_inside, key_mask, mask, randn, seed
+from .attention import LONG, SMALL, TAILS, Build, Sizes, dense, gapped, heads_inside, key_mask, mask, randn, seed
 from .case import Case
 
 Gate = Callable[[torch.Generator, Sizes], Tensor]
@@ -37,14 +37,12 @@ def source(
     masked: bool = False,
     hidden: bool = False,
     biased: bool = False,
-    inside: bool = False,
+    heads: Build = dense,
 ) -> Source:
     n = Sizes(
         n.batch, n.heads, n.groups if groups is None else groups, n.queries, keys or n.keys, n.width, n.value_width
     )
-    k, v = randn(g, n.batch, n.groups, n.keys, n.width), randn(g, n.batch, n.groups, n.keys, n.value_width)
-    if inside:
-        _, k, v = heads_inside(g, n)
+    _, k, v = heads(g, n)
     seen = key_mask(g, n) if masked else None
     if hidden:  # from all of the first of the batch
         seen = mask(g, n.batch, n.keys) & (torch.arange(n.batch) > 0)[:, None]
@@ -56,9 +54,7 @@ def case(label: str, n: Sizes, sources: list[dict[str, Any]], joint: bool, **giv
     options: dict[str, Any] = {"seed": None, "scale": n.width**-0.5, "softcap": 0.0, "joint": joint, "dropout_p": 0.0}
 
     def build(g: torch.Generator) -> list[Any]:
-        q = randn(g, n.batch, n.heads, n.queries, n.width)
-        if any(each.get("inside") for each in sources):
-            q = heads_inside(g, n)[0]
+        q = sources[0].get("heads", dense)(g, n)[0]
         places = [x for each in sources for x in source(g, n, **each)]
         rest = {name: given.get(name, value) for name, value in options.items()}
         if callable(rest["seed"]):
@@ -78,7 +74,8 @@ KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "masks": ([{"masked": True}, {"keys": 40, "hidden": True, "gated": gate(2)}], {}),
     "all hidden": ([{"hidden": True}, {"keys": 6, "hidden": True}], {}),
     "biases": ([{"biased": True}, {"keys": 18, "biased": True, "masked": True}], {"softcap": 2.0}),
-    "inside": ([{"inside": True}, {"inside": True, "keys": 11}], {}),
+    "inside": ([{"heads": heads_inside}, {"heads": heads_inside, "keys": 11}], {}),
+    "inside and gapped": ([{"heads": heads_inside}, {"heads": gapped, "keys": 19}], {}),
     "dropout": ([{}, {"keys": 23, "gated": gate(0)}], {"seed": seed, "dropout_p": 0.3}),
 }
 
