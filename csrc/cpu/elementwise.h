@@ -20,23 +20,24 @@ class Elements {
     int n;  // elements; V::size but at the end of a row
 
     MMKERN_FN V load(const T* row) const { return n == V::size ? V::load(row + i) : V::load(row + i, n); }
-    // The same, and what lies ahead is asked for: that pays for one or two tensors, not for all of a step's.
+    // The same, and what lies so far ahead is asked for: that pays for one or two tensors, not for all of a step's.
+    template <int kBytesAhead = 512>
     MMKERN_FN V fetch(const T* row) const {
-      prefetch<false>(row);
+      prefetch<false, kBytesAhead>(row);
       return load(row);
     }
     // The hardware fetches less far ahead of stores than of loads: see At::store.
     MMKERN_FN void store(T* row, V v) const {
-      if (!kStream) prefetch<true>(row);
+      if (!kStream) prefetch<true, 512>(row);
       n == V::size ? v.template store<kStream>(row + i) : v.store(row + i, n);
     }
     // For what is read again at once.
     MMKERN_FN void keep(T* row, V v) const { n == V::size ? v.store(row + i) : v.store(row + i, n); }
 
    private:
-    template <bool kToStore>
+    template <bool kToStore, int kBytesAhead>
     MMKERN_FN void prefetch(const T* row) const {
-      constexpr int kLine = 64 / int(sizeof(T)), kAhead = 512 / int(sizeof(T));
+      constexpr int kLine = 64 / int(sizeof(T)), kAhead = kBytesAhead / int(sizeof(T));
       for (int line = 0; line < V::size; line += kLine) __builtin_prefetch(row + i + kAhead + line, kToStore);
     }
   };
@@ -99,6 +100,14 @@ class Elements {
     for (; i + V::size <= end; i += V::size) f(PlaceOf<kStream>{i, V::size});
     if (i < end) f(PlaceOf<kStream>{i, int(end - i)});
   }
+  // The same, from one to the next: total = f(place, total). A sum captured by reference would live in memory.
+  template <bool kStream = false, class F>
+  static MMKERN_FN V fold(int64_t n, F f) {
+    V total(T(0));
+    int64_t i = 0;
+    for (; i + V::size <= n; i += V::size) total = f(PlaceOf<kStream>{i, V::size}, total);
+    return i < n ? f(PlaceOf<kStream>{i, int(n - i)}, total) : total;
+  }
   // The same, with stores past the caches where they are final: not to a room.
   template <class F>
   static void each_to(const T* place, const T* room, int64_t n, bool stream, F f) {
@@ -107,8 +116,7 @@ class Elements {
 
  private:
   void find_places() {
-    for (int slot = 0; slot < kMaxTensors; ++slot)
-      if (call_[slot]) places_[slot] = Stored<T>(call_[slot]) + rows_.offset(slot);
+    rows_.for_each_tensor([&](int slot) { places_[slot] = Stored<T>(call_[slot]) + rows_.offset(slot); });
   }
 
   const Call& call_;

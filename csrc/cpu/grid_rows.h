@@ -101,6 +101,8 @@ class RowWalk {
 class CallRows {
  public:
   CallRows(const Call& call, int lead, int64_t row) : call_(call), leading_(call[lead].rank - 1) {
+    for (int i = 0; i < kMaxTensors; ++i)
+      if (call[i]) there_[count_++] = i;
     for (int axis = leading_ - 1; axis >= 0; --axis) {
       sizes_[axis] = call[lead].sizes[axis];
       index_[axis] = row % sizes_[axis];
@@ -110,6 +112,11 @@ class CallRows {
   }
 
   int64_t offset(int tensor) const { return offsets_[tensor]; }
+  // f(tensor) for those that are there.
+  template <class F>
+  void for_each_tensor(F f) const {
+    for (int k = 0; k < count_; ++k) f(there_[k]);
+  }
   void operator++() {
     for (int axis = leading_ - 1; axis >= 0; --axis) {
       move(axis, 1);
@@ -121,12 +128,11 @@ class CallRows {
 
  private:
   void move(int axis, int64_t by) {
-    for (int i = 0; i < kMaxTensors; ++i)
-      if (call_[i]) offsets_[i] += by * call_[i].strides[axis];
+    for_each_tensor([&](int i) { offsets_[i] += by * call_[i].strides[axis]; });
   }
 
   const Call& call_;
-  int leading_;
+  int leading_, count_ = 0, there_[kMaxTensors];
   int64_t sizes_[kMaxRank], index_[kMaxRank], offsets_[kMaxTensors] = {};
 };
 

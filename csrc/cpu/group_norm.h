@@ -93,9 +93,9 @@ struct Moments {
 
 template <class T>
 double sum_of(const T* x, int64_t n) {
-  V<T> total(T(0));  // in the order of `write`
-  Elements<T>::each(0, n, [=, &total](Place<T> at) __attribute__((always_inline)) { total += at.load(x); });
-  return double(sum(total));
+  // in the order of `write`
+  const auto add = [=](Place<T> at, V<T> total) __attribute__((always_inline)) { return total + at.load(x); };
+  return double(sum(Elements<T>::fold(n, add)));
 }
 template <class T>
 double sum_of(const Group<T>& x, const Rooms<T>& rooms) {
@@ -135,11 +135,10 @@ struct Problem {
 // The loads of what is read next fill the time of the stores.
 template <class Act, bool kStream, class T>
 double write(const T* x, T* to, const T* next, int64_t n, T mean, T by, T plus) {
-  V<T> total(T(0));
   const V<T> centre(mean), times(by), shift(plus);
-  Elements<T>::template each<kStream>(0, n, [=, &total](auto at) __attribute__((always_inline)) {
-    total += at.fetch(next);
+  const auto total = Elements<T>::template fold<kStream>(n, [=](auto at, V<T> sum) __attribute__((always_inline)) {
     at.store(to, Act::at(fma(at.load(x) - centre, times, shift)).value);
+    return sum + at.template fetch<4096>(next);
   });
   return double(sum(total));
 }
