@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _WORD = 64
+_GATHER = sum(1 << 7 * k for k in range(1, 9))
 
 
 def pack_labels(multi_hot: Tensor) -> Tensor:
@@ -33,9 +34,10 @@ def pack_labels(multi_hot: Tensor) -> Tensor:
     if multi_hot.dim() != 2:
         raise ValueError(f"{op}: multi_hot has shape {list(multi_hot.shape)}, expected [N, V]")
     n, labels = multi_hot.shape
-    bits = functional.pad(multi_hot, (0, -labels % _WORD)).view(n, -(-labels // _WORD), 8, 8).to(torch.uint8)
-    bytes_of_words = (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
-    return bytes_of_words.view(torch.int64).squeeze(-1)
+    eights = functional.pad(multi_hot, (0, -labels % _WORD)).flatten().view(torch.int64)
+    # Each byte is 0 or 1: byte k of eight comes to bit k of the product's last byte, and nothing is carried.
+    words = (eights * _GATHER >> 56).to(torch.uint8).view(torch.int64)
+    return words.view(n, -(-labels // _WORD))
 
 
 def _packed(op: str, name: str, labels: Any, x: Tensor) -> Tensor:
