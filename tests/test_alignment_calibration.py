@@ -121,6 +121,18 @@ def test_coinciding_pairs() -> None:
         assert all(g.isfinite().all() for g in (loss, *torch.autograd.grad(loss, (x, y))))
 
 
+def test_rows_of_nothing() -> None:
+    """Have no direction: their cosines are 0."""
+    x, y = pair(6, 3)
+    given = {"logit_scale": 4.0, "margin": 1.5, **WEIGHTS}
+    with torch.no_grad():
+        x[2], y[4] = 0.0, 0.0
+        got = ops.alignment_calibration_loss(x, y, some(6), **given)
+        torch.testing.assert_close(got, by_matrices(x, y, some(6), **given))
+        flat = torch.zeros(6, 0, dtype=torch.float64)
+        assert ops.alignment_calibration_loss(flat, flat, some(6), **given).isfinite()
+
+
 def test_a_margin_lets_go() -> None:
     """What is as far apart as it asks is pushed no further."""
     x, y = pair()

@@ -241,6 +241,7 @@ def test_compiles_whole() -> None:
         assert expected in contract.kernels_when_compiled(run, x.detach(), y.detach())
 
 
+V = torch.ones(20, 3, dtype=torch.bool)
 REFUSED = (
     (lambda x, y: ops.info_nce_loss(x, y[:5], 1.0), ValueError, r"info_nce_loss: y has shape \[5, 12\], expected"),
     (lambda x, y: ops.info_nce_loss(x, y.float(), 1.0), TypeError, "info_nce_loss: y has dtype torch.float32"),
@@ -258,6 +259,23 @@ REFUSED = (
     (lambda x, y: ops.lorentz_contrastive_loss(x, y, -1.0, 1.0), ValueError, "lorentz_contrastive_loss: curvature is"),
     (lambda x, y: ops.lorentz_contrastive_loss(x, y, 1.0, None), TypeError, "lorentz_contrastive_loss: logit_scale is"),
 )
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "message"),
+    [
+        ((V[:, :1], V[:, :1], 0), TypeError, "x_labels has dtype torch.bool, expected int64"),
+        ((V.long(), V.long()[:5], 0), ValueError, r"y_labels has shape \[5, 3\], expected \[20, words\]"),
+        ((V.long(), V.long()[:, :2], 0), ValueError, r"y_labels has shape \[20, 2\], expected \[20, words\]"),
+        ((V.long(), None, 0), TypeError, "y_labels is NoneType, expected a Tensor"),
+        ((V.long(), V.long(), 4), ValueError, "first_words is 4, expected 0 to 3"),
+        ((V[:, 0], V), ValueError, r"y_forgotten has shape \[20, 3\], expected \[20\]"),
+        ((V[:9, 0], V[:, 0]), ValueError, r"x_forgotten has shape \[9\], expected \[20\]"),
+    ],
+)
+def test_pairs_are_told_rightly(pairs: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        OPS[LABELLED if len(pairs) == 3 else RETAINED[0]](*pair(), 1.0, *pairs, True, False)
 
 
 def test_an_error_of_torch_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:

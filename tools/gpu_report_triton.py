@@ -113,7 +113,8 @@ def variants(everything: bool = False) -> list[Variant]:
     for dtype in ("bfloat16", "float32"):
         found += [Variant(op, dtype, rows=512) for op in (*LOG_SUMS, *CHOICES, *SIGMOID)]
         found += [Variant(op, dtype, backward=True, rows=512) for op in (*LOG_SUMS, *CHOICES)]
-    found += [Variant(op, "float16", backward=op in LOG_SUMS, rows=512) for op in (LOG_SUMS[-1], *SIGMOID)]
+    found += [Variant(op, "float16", backward=True, rows=512) for op in (LOG_SUMS[-1], *CHOICES)]
+    found += [Variant(op, "float16", rows=512) for op in SIGMOID]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
     for dtype in ("float16", "bfloat16", "float32"):

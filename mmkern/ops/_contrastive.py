@@ -20,6 +20,7 @@ from ._define import Kind, Op, define
 from ._layouts import dense_rows
 from ._outputs import summed
 from .hyperbolic import Reduction
+from .modulation import rms_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,6 +34,7 @@ _PRODUCTS = summed(lambda args: (args[0].shape[0], args[1].shape[0]) if args[-1]
 # Up to so many pairs their products are kept from forward to backward, 1 MB of floats: forming them again would be a
 # fourth of the work.
 _KEPT_PAIRS = 1 << 18
+_SHORTEST = 1e-12  # rows, below which they are not made longer
 
 
 def _check_positive_mask(op: str, args: Arguments) -> None:
@@ -44,14 +46,14 @@ def _of_each_row(names: tuple[str, str], dtype: torch.dtype, axes: int) -> Check
     """Of x and of y, a tensor each."""
 
     def check(op: str, args: Arguments) -> None:
-        width = args[names[0]].shape[1:] if isinstance(args[names[0]], Tensor) else ()
-        for name, rows in zip(names, (args["x"], args["y"]), strict=True):
-            if args[name] is None:
+        for name, rows in zip(names, ("x", "y"), strict=True):
+            x = args[name]
+            if x is None:
                 raise TypeError(f"{op}: {name} is NoneType, expected a Tensor")
-            check_tensor(op, name, args[name], rows, (dtype,), None)
-            if args[name].shape != (rows.shape[0], *width) or args[name].dim() != axes:
-                expected = [rows.shape[0], *("W" * (axes - 1))]
-                raise ValueError(f"{op}: {name} has shape {list(args[name].shape)}, expected {expected}")
+            check_tensor(op, name, x, args[rows], (dtype,), None, rows)
+            if x.dim() != axes or x.shape != (args[rows].shape[0], *args[names[0]].shape[1:]):
+                expected = ", ".join([str(args[rows].shape[0]), *("words" for _ in range(axes - 1))])
+                raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected [{expected}]")
 
     return check
 
@@ -193,6 +195,15 @@ def reduced(losses: Tensor, reduction: Reduction, shards: Shards | None) -> Tens
         total = shards.total(losses.sum())
         return total / shards.rows if reduction == "mean" else total
     return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def of_equal_length(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Rows of length √D, and what makes cosines of their products: one pass over a row, and one over its gradient.
+
+    Rows of 0 stay 0, as of ``functional.normalize``.
+    """
+    width = max(x.shape[1], 1)
+    return *(rms_norm(z, eps=_SHORTEST**2 / width) for z in (x, y)), 1 / width
 
 
 def wide(x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ._checks import LARGEST, check_number, check_tensor, positive
+from ._checks import LARGEST, check_number, check_tensor, positive, scalar
 from ._contrastive import (
     check_pairs,
     log_sums,
     lorentz_retained_pairwise_logsumexp,
     losses_of,
+    of_equal_length,
     retained_pairwise_logsumexp,
     wide,
 )
@@ -73,15 +73,21 @@ def alignment_calibration_loss(
         check_number(op, name, weight, "a float", -LARGEST, LARGEST)
     if margin is not None:
         check_number(op, "margin", margin, "None or a float of at least 0", 0, LARGEST)
-    numbers: tuple[Any, ...] = (curvature, logit_scale)
-    raw = lorentz_retained_pairwise_logsumexp
+    scalar("logit_scale", beside="x")(op, {"x": x, "logit_scale": logit_scale})
     if geometry == "euclidean":
-        x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-        raw, numbers = retained_pairwise_logsumexp, (logit_scale,)
+        raw, (x, y, factor) = retained_pairwise_logsumexp, of_equal_length(x, y)
+        numbers: tuple[Any, ...] = (factor * logit_scale,)
+    else:
+        raw, numbers = lorentz_retained_pairwise_logsumexp, (curvature, logit_scale)
     shards, found = log_sums(op, raw, x, y, *numbers, pairs=(forget, forget), group=group)
     rows, cols, positive_rows, positive_cols, row_sums, _ = found
-    retained, forgotten = ((~forget).sum(), forget.sum()) if shards is None else shards.total(_counts(forget))
-    aligned = positive_rows if margin is None else (margin - _distances(x, y, curvature)).relu()
+    counts = torch.stack([(~forget).sum(), forget.sum()])
+    retained, forgotten = counts if shards is None else shards.total(counts)
+    aligned = positive_rows
+    if margin is not None:
+        x, y = wide(x), wide(y)
+        distances = 1 - factor * (x * y).sum(-1) if curvature is None else lorentz_distance(x, y, curvature)
+        aligned = (margin - distances).relu()
     performance = 0.5 * (_or_nothing(rows) + _or_nothing(cols))
     of_forgotten = (beta * aligned + gamma * performance).where(forget, 0.0)
     of_retained = losses_of(rows, cols, positive_rows, positive_cols).where(~forget, 0.0)
@@ -105,17 +111,6 @@ def _check(op: str, x: Tensor, forget: Any, geometry: Any, curvature: Any) -> No
     check_tensor(op, "forget", forget, x, (torch.bool,), x.shape[:1], "x")
 
 
-def _counts(forget: Tensor) -> Tensor:
-    return torch.stack([(~forget).sum(), forget.sum()])
-
-
 def _or_nothing(log_sum: Tensor) -> Tensor:
     """0 where the sum is over nothing."""
     return log_sum.where(log_sum != -torch.inf, 0.0)
-
-
-def _distances(x: Tensor, y: Tensor, curvature: float | Tensor | None) -> Tensor:
-    """Of rows of one index; those of length 1 by ``1 − cos = ½|x − y|²``, which keeps its digits."""
-    if curvature is None:
-        return 0.5 * (wide(x) - wide(y)).square().sum(-1)
-    return lorentz_distance(wide(x), wide(y), curvature)

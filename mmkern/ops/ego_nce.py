@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ._checks import check_tensor, positive
-from ._contrastive import check_pairs, labelled_pairwise_logsumexp, log_sums, losses_of, reduced
+from ._contrastive import check_pairs, labelled_pairwise_logsumexp, log_sums, losses_of, of_equal_length, reduced
 from .hyperbolic import Reduction
 
 if TYPE_CHECKING:
@@ -90,11 +90,12 @@ def ego_nce_loss(
     if form not in ("inside", "outside"):
         raise ValueError(f'{op}: form is {form!r}, expected "inside" or "outside"')
     words = [_packed(op, name, given, x) for name, given in (("verbs", verbs), ("nouns", nouns))]
+    factor = 1.0
     if normalize:
-        x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
+        x, y, factor = of_equal_length(x, y)
     labels, widths = torch.cat(words, 1), [part.shape[1] for part in words]
     raw, pairs = labelled_pairwise_logsumexp, (labels, labels, widths[0])
-    shards, found = log_sums(op, raw, x, y, 1 / temperature, pairs=pairs, words=widths, group=group)
+    shards, found = log_sums(op, raw, x, y, factor / temperature, pairs=pairs, words=widths, group=group)
     rows, cols, positive_rows, positive_cols, row_sums, col_sums, row_counts, col_counts = found
     losses = losses_of(rows, cols, positive_rows, positive_cols)
     if form == "outside":
