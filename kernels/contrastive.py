@@ -10,14 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import inf, prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
 import triton.language as tl
 from mmkern.kernels.hyperbolic_pairs import LORENTZ_DISTANCE, AllPairs, Pair, float_or_tensor
+from mmkern.kernels.log_sums import (
+    is_diagonal,
+    is_there,
+    labelled_gradients,
+    labelled_log_sums,
+    masked_gradients,
+    masked_log_sums,
+    retained_gradients,
+    retained_log_sums,
+    sum_of_tile,
+)
 from mmkern.kernels.rows import scalar
-from mmkern.kernels.scalar_math import INFINITY, div, exp, log, log1p
+from mmkern.kernels.scalar_math import div, exp, log1p
 from torch import Tensor
 
 BLOCK_SIDE = 4096  # of the weights that a backward has at a time: 64 MB of floats
@@ -31,137 +42,27 @@ def _product(score, x_term, y_term, c):
 DOT = Pair(None, _product, None, None, None, None)
 
 
-@triton.jit
-def _sum(x):
-    return tl.sum(tl.sum(x, 1), 0)
-
-
-@triton.jit
-def _is_diagonal(i, j, diagonal):
-    """Pairs with ``j == i + diagonal``."""
-    return j.to(tl.int32)[None, :] == (i + diagonal).to(tl.int32)[:, None]
-
-
-@triton.jit
-def _is_there(i, j, n, m):
-    return (i < n)[:, None] & (j < m)[None, :]
-
-
-@triton.jit
-def _is_positive(i, j, n, m, positives, positives_stride, diagonal):
-    """Those of the diagonal and, if there is a mask, of that."""
-    is_positive = _is_diagonal(i, j, diagonal)
-    if positives is not None:
-        at = positives + i[:, None] * positives_stride + j[None, :]
-        is_positive = is_positive | (tl.load(at, _is_there(i, j, n, m), 0) != 0)
-    return is_positive
-
-
-# Log-sum-exps
-
-
-@triton.jit
-def _log_sum(scores, AXIS: tl.constexpr):
-    top = tl.max(scores, AXIS)
-    shift = tl.where(tl.abs(top) < INFINITY, top, 0.0)
-    total = tl.sum(exp(scores - tl.expand_dims(shift, AXIS)), AXIS)
-    # 0, infinity and NaN have no digits of a logarithm.
-    return tl.where((total > 0) & (total < INFINITY), shift + log(total), tl.where(total == 0, -INFINITY, total))
-
-
-@triton.jit
-def _log_sums(given, value, i, j, n, m, tile_i, tile_j, tiles_j):
-    """``given``: room for those of rows [tiles_j, n] and of columns [tiles_i, m].
-
-    Those of positive pairs likewise with a mask; else a row has one at most, whose score goes where the result will be.
-    """
-    (
-        row_parts, column_parts, positive_rows, positive_columns, positives, positives_stride, logit_scale, sign,
-        diagonal,
-    ) = given  # fmt: skip
-    score = scalar(logit_scale) * sign * value
-    there = _is_there(i, j, n, m)
-    is_positive = _is_positive(i, j, n, m, positives, positives_stride, diagonal)
-    at_row, at_column = tile_j * n + i, tile_i * m + j
-    if positives is not None:
-        chosen = tl.where(there & is_positive, score, -INFINITY)
-        tl.store(positive_rows + at_row, _log_sum(chosen, 1), i < n)
-        tl.store(positive_columns + at_column, _log_sum(chosen, 0), j < m)
-    else:
-        tl.store(positive_rows + i[:, None] + 0 * j[None, :], score, there & is_positive)
-        tl.store(positive_columns + 0 * i[:, None] + j[None, :], score, there & is_positive)
-    others = tl.where(there & ~is_positive, score, -INFINITY)
-    tl.store(row_parts + at_row, _log_sum(others, 1), i < n)
-    tl.store(column_parts + at_column, _log_sum(others, 0), j < m)
-
-
-@triton.jit
-def _log_sum_and_gradient(logs, grads, at, count):
-    return tl.load(logs + at, at < count, INFINITY), tl.load(grads + at, at < count, 0.0)
-
-
-@triton.jit
-def _softmax_gradient(score, logs, grads, positive_logs, positive_grads, at, count, positives, is_positive):
-    log_sum, grad = _log_sum_and_gradient(logs, grads, at, count)
-    if positives is not None:
-        positive_log_sum, positive_grad = _log_sum_and_gradient(positive_logs, positive_grads, at, count)
-        log_sum = tl.where(is_positive, positive_log_sum, log_sum)
-        grad = tl.where(is_positive, positive_grad, grad)
-    return grad * exp(score - log_sum)
-
-
-# ∂/∂s_ij = g_i exp(s - rows_i) + h_j exp(s - columns_j)
-@triton.jit
-def _log_sum_gradients(given, s, c, i, j, n, m, tile, VALUE: tl.constexpr):
-    """Of the values; ``given`` has room for a part of the scale's gradient from each tile."""
-    (
-        rows_grad, columns_grad, positive_rows_grad, positive_columns_grad, rows, columns, positive_rows,
-        positive_columns, positives, positives_stride, logit_scale, sign, diagonal, scale_parts,
-    ) = given  # fmt: skip
-    value = s
-    if VALUE is not None:
-        value = VALUE(s, c)
-    by = scalar(logit_scale) * sign
-    score = by * value
-    is_positive = _is_positive(i, j, n, m, positives, positives_stride, diagonal)
-    gradient = _softmax_gradient(
-        score, rows, rows_grad, positive_rows, positive_rows_grad, i[:, None], n, positives, is_positive
-    )
-    gradient += _softmax_gradient(
-        score, columns, columns_grad, positive_columns, positive_columns_grad, j[None, :], m, positives, is_positive
-    )
-    if positives is None:  # a row's only one: its log-sum-exp is its score
-        alone = tl.load(positive_rows_grad + i, i < n, 0.0)[:, None]
-        alone += tl.load(positive_columns_grad + j, j < m, 0.0)[None, :]
-        gradient = tl.where(is_positive, alone, gradient)
-    # A pair that is there has a log-sum-exp; one that is not may meet -inf, and have made NaN of it.
-    gradient = tl.where(_is_there(i, j, n, m), gradient, 0.0)
-    if scale_parts is not None:
-        tl.store(scale_parts + tile, sign * _sum(gradient * value))
-    return by * gradient
-
-
 # The sigmoid loss
 
 
 @triton.jit
 def _sigmoid_term(product, logit_scale, logit_bias, i, j, n, m, diagonal):
     """``softplus(l)``, l with its sign, and its derivative by l without."""
-    sign = tl.where(j.to(tl.int32)[None, :] == (i + diagonal).to(tl.int32)[:, None], -1.0, 1.0)
+    sign = tl.where(is_diagonal(i, j, diagonal), -1.0, 1.0)
     logit = sign * tl.fma(product, logit_scale, logit_bias)
     less = exp(-tl.abs(logit))
     share = div(1.0, 1 + less)
     loss = tl.where(logit < 0, 0.0, logit) + log1p(less)
     slope = sign * tl.where(logit < 0, less * share, share)
-    mask = (i < n)[:, None] & (j < m)[None, :]
-    return tl.where(mask, loss, 0.0), tl.where(mask, slope, 0.0)
+    there = is_there(i, j, n, m)
+    return tl.where(there, loss, 0.0), tl.where(there, slope, 0.0)
 
 
 @triton.jit
 def _sigmoid_loss(given, value, i, j, n, m, tile_i, tile_j, tiles_j):
     loss_parts, logit_scale, logit_bias, diagonal = given
     loss, _ = _sigmoid_term(value, scalar(logit_scale), scalar(logit_bias), i, j, n, m, diagonal)
-    tl.store(loss_parts + tile_i * tiles_j + tile_j, _sum(loss))
+    tl.store(loss_parts + tile_i * tiles_j + tile_j, sum_of_tile(loss))
 
 
 @triton.jit
@@ -169,9 +70,9 @@ def _sigmoid_gradients(given, s, c, i, j, n, m, tile, VALUE: tl.constexpr):
     loss_parts, scale_parts, bias_parts, logit_scale, logit_bias, diagonal = given
     scale = scalar(logit_scale)
     loss, slope = _sigmoid_term(s, scale, scalar(logit_bias), i, j, n, m, diagonal)
-    tl.store(loss_parts + tile, _sum(loss))
-    tl.store(scale_parts + tile, _sum(slope * s))
-    tl.store(bias_parts + tile, _sum(slope))
+    tl.store(loss_parts + tile, sum_of_tile(loss))
+    tl.store(scale_parts + tile, sum_of_tile(slope * s))
+    tl.store(bias_parts + tile, sum_of_tile(slope))
     return scale * slope
 
 
@@ -257,39 +158,92 @@ def _fill(value: float, tensors: tuple[Tensor | None, ...]) -> None:
 
 
 @dataclass(frozen=True)
+class _Choice:
+    """How the kernels are told which pairs are which: functions of a tile, and what these take for a block of pairs.
+
+    ``wholes``: how the parts of tiles make each pair of outputs, over rows and over columns; "alone" is without parts.
+    """
+
+    reduce: Any
+    differentiate: Any
+    given: Callable[[_Block], tuple[Any, ...]]
+    wholes: tuple[Literal["log", "alone", "sum"], ...]
+    is_plain: bool = False  # nothing is read but the diagonal
+
+
+def _by_mask(positive_mask: Tensor | None) -> _Choice:
+    def given(block: _Block) -> tuple[Any, ...]:
+        if positive_mask is None:
+            return None, 0
+        part = positive_mask[block.rows, block.columns]
+        return part.view(torch.uint8), part.stride(0)
+
+    wholes = ("log", "alone" if positive_mask is None else "log")
+    return _Choice(masked_log_sums, masked_gradients, given, wholes, positive_mask is None)
+
+
+def _by_labels(x_labels: Tensor, y_labels: Tensor, first_words: int) -> _Choice:
+    """Words are cut in halves: a tile has 32 bits for each pair."""
+    x, y = (labels.clone(memory_format=torch.contiguous_format).view(torch.int32) for labels in (x_labels, y_labels))
+
+    def given(block: _Block) -> tuple[Any, ...]:
+        return x[block.rows], y[block.columns], 2 * first_words, x.shape[1]
+
+    return _Choice(labelled_log_sums, labelled_gradients, given, ("log", "log", "sum", "sum"))
+
+
+def _by_forgetting(x_forgotten: Tensor, y_forgotten: Tensor) -> _Choice:
+    x, y = (flags.contiguous().view(torch.uint8) for flags in (x_forgotten, y_forgotten))
+    return _Choice(
+        retained_log_sums,
+        retained_gradients,
+        lambda block: (x[block.rows], y[block.columns]),
+        ("log", "alone", "sum"),
+    )
+
+
+@dataclass(frozen=True)
 class _Scores:
-    """``sign · logit_scale ·`` values, and which pairs are positive."""
+    """``sign · logit_scale ·`` values, and which pairs are which."""
 
     logit_scale: float | Tensor
     sign: int
-    positive_mask: Tensor | None
+    choice: _Choice
     positive_diagonal: bool
 
     def given(self, block: _Block) -> tuple[Any, ...]:
-        positives = None if self.positive_mask is None else self.positive_mask[block.rows, block.columns]
         return (
-            None if positives is None else positives.view(torch.uint8),
-            0 if positives is None else positives.stride(0),
+            *self.choice.given(block),
             float_or_tensor(self.logit_scale),
             self.sign,
             block.diagonal(is_there=self.positive_diagonal),
         )
 
 
-def _log_sum_exps(pairs: AllPairs, scores: _Scores, outs: tuple[Tensor, ...], products: Tensor) -> None:
-    pairs = replace(pairs, is_heavy=scores.positive_mask is not None)  # else sm_80 spills
+_NOTHING = {"log": -inf, "alone": -inf, "sum": 0.0}
+
+
+def _log_sum_exps(pairs: AllPairs, scores: _Scores, *outs: Tensor) -> None:
+    """``outs`` end with the products."""
+    choice, (*outs, products) = scores.choice, outs
+    pairs = replace(pairs, is_heavy=not choice.is_plain)  # else sm_80 spills
     (n, m), (tiles_i, tiles_j) = pairs.shape, pairs.tiles
+    sides = ((tiles_j, n), (tiles_i, m))
+    wholes = [whole for whole in choice.wholes for _ in sides]
+    for whole, out in zip(wholes, outs, strict=True):
+        if whole == "alone" or n * m == 0:
+            out.fill_(_NOTHING[whole])
     if n * m == 0:
-        _fill(-inf, outs)
         return
-    kinds = 1 if scores.positive_mask is None else 2
-    parts = [room for _ in range(kinds) for room in (pairs.room(tiles_j, n), pairs.room(tiles_i, m))]
-    single = outs[2 * kinds :]
-    _fill(-inf, single)
+    rooms = [
+        out if whole == "alone" else pairs.room(*sides[slot % 2])
+        for slot, (whole, out) in enumerate(zip(wholes, outs, strict=True))
+    ]
     given = scores.given(_Block(pairs, slice(0, n), slice(0, m)))
-    pairs.reduce(_log_sums, (*parts, *single, *given), products if products.numel() else None)
-    for out, part in zip(outs, parts, strict=False):
-        torch.logsumexp(part, 0, out=out)
+    pairs.reduce(choice.reduce, (*rooms, *given), products if products.numel() else None)
+    for whole, room, out in zip(wholes, rooms, outs, strict=True):
+        if whole != "alone":
+            (torch.logsumexp if whole == "log" else torch.sum)(room, 0, out=out)
 
 
 def _log_sum_exps_backward(
@@ -306,66 +260,60 @@ def _log_sum_exps_backward(
         return
     grads = tuple(grad.contiguous() for grad in grads)
     # With 32 numbers a thread only the plainest do not spill.
-    pairs = replace(pairs, is_heavy=pairs.pair is not DOT or scores.positive_mask is not None)
+    pairs = replace(pairs, is_heavy=pairs.pair is not DOT or not scores.choice.is_plain)
     curvature, logit_scale = _Total(curvature_grad), _Total(logit_scale_grad)
 
     def given(block: _Block) -> tuple[Any, ...]:
-        sides = (block.rows, block.columns) * 2
-        of_pairs = [x[side] for tensors in (grads, log_sums) for x, side in zip(tensors, sides, strict=True)]
+        sides = block.rows, block.columns
+        of_pairs = [x[sides[slot % 2]] for tensors in (grads, log_sums) for slot, x in enumerate(tensors)]
         return *of_pairs, *scores.given(block), logit_scale.room(block.pairs)
 
-    _differentiate(pairs, _log_sum_gradients, given, gradients, curvature, is_exact=False)
+    _differentiate(pairs, scores.choice.differentiate, given, gradients, curvature, is_exact=False)
     curvature.write()
     logit_scale.write()
 
 
-def pairwise_logsumexp(
-    x: Tensor,
-    y: Tensor,
-    logit_scale: float | Tensor,
-    positive_mask: Tensor | None,
-    positive_diagonal: bool,
-    keeps_products: bool,
-    *outs: Tensor,
-) -> None:
-    scores = _Scores(logit_scale, 1, positive_mask, positive_diagonal)
-    _log_sum_exps(AllPairs.of(DOT, x, y, 0.0, torch.float32), scores, outs[:4], outs[4])
+@dataclass(frozen=True)
+class _LogSumExps:
+    """An op: x, y, the curvature if there is one, the scale, what ``choose`` takes, whether the diagonal is positive..."""
+
+    pair: Pair
+    choose: Callable[..., _Choice]
+    arguments: int  # that ``choose`` takes
+    grads: int  # outputs that have one
+
+    def forward(self, *given: Any) -> None:
+        pairs, scores, outs = self._read(given)
+        _log_sum_exps(pairs, scores, *outs)
+
+    def backward(self, *given: Any) -> None:
+        """The gradients of outputs, the arguments, the outputs; then room for those of x, y and the numbers."""
+        grads = given[: self.grads]
+        pairs, scores, rest = self._read(given[self.grads :])
+        log_sums, gradients = rest[:4], rest[2 * len(scores.choice.wholes) + 1 :]
+        x_grad, y_grad, *curvature_grad, logit_scale_grad = gradients
+        _log_sum_exps_backward(
+            pairs, scores, grads, log_sums, (x_grad, y_grad), *(curvature_grad or [None]), logit_scale_grad
+        )
+
+    def _read(self, given: tuple[Any, ...]) -> tuple[AllPairs, _Scores, tuple[Any, ...]]:
+        is_curved = self.pair is not DOT
+        x, y, curvature = given[0], given[1], given[2] if is_curved else 0.0
+        logit_scale, *choice = given[2 + is_curved : 3 + is_curved + self.arguments]
+        positive_diagonal, _, *rest = given[3 + is_curved + self.arguments :]
+        scores = _Scores(logit_scale, -1 if is_curved else 1, self.choose(*choice), positive_diagonal)
+        return AllPairs.of(self.pair, x, y, curvature, torch.float32), scores, tuple(rest)
 
 
-def pairwise_logsumexp_backward(*given: Any) -> None:
-    """The gradients of the log-sum-exps, the arguments, the outputs; then room for those of x, y and the scale."""
-    grads, (x, y, logit_scale, positive_mask, positive_diagonal, _), outs = given[:4], given[4:10], given[10:15]
-    scores = _Scores(logit_scale, 1, positive_mask, positive_diagonal)
-    x_grad, y_grad, logit_scale_grad = given[15:]
-    pairs = AllPairs.of(DOT, x, y, 0.0, torch.float32)
-    _log_sum_exps_backward(pairs, scores, grads, outs[:4], (x_grad, y_grad), None, logit_scale_grad)
-
-
-def lorentz_pairwise_logsumexp(
-    x: Tensor,
-    y: Tensor,
-    curvature: float | Tensor,
-    logit_scale: float | Tensor,
-    positive_mask: Tensor | None,
-    positive_diagonal: bool,
-    keeps_products: bool,
-    *outs: Tensor,
-) -> None:
-    scores = _Scores(logit_scale, -1, positive_mask, positive_diagonal)
-    _log_sum_exps(AllPairs.of(LORENTZ_DISTANCE, x, y, curvature, torch.float32), scores, outs[:4], outs[4])
-
-
-def lorentz_pairwise_logsumexp_backward(*given: Any) -> None:
-    """As of ``pairwise_logsumexp``, with a curvature before the scale."""
-    grads, (x, y, curvature, logit_scale, positive_mask, positive_diagonal, _), outs = (
-        given[:4],
-        given[4:11],
-        given[11:16],
-    )
-    scores = _Scores(logit_scale, -1, positive_mask, positive_diagonal)
-    x_grad, y_grad, curvature_grad, logit_scale_grad = given[16:]
-    pairs = AllPairs.of(LORENTZ_DISTANCE, x, y, curvature, torch.float32)
-    _log_sum_exps_backward(pairs, scores, grads, outs[:4], (x_grad, y_grad), curvature_grad, logit_scale_grad)
+_DOT, _LORENTZ = (_LogSumExps(pair, _by_mask, 1, 4) for pair in (DOT, LORENTZ_DISTANCE))
+_LABELLED = _LogSumExps(DOT, _by_labels, 3, 6)
+_RETAINED, _LORENTZ_RETAINED = (_LogSumExps(pair, _by_forgetting, 2, 6) for pair in (DOT, LORENTZ_DISTANCE))
+pairwise_logsumexp, pairwise_logsumexp_backward = _DOT.forward, _DOT.backward
+lorentz_pairwise_logsumexp, lorentz_pairwise_logsumexp_backward = _LORENTZ.forward, _LORENTZ.backward
+labelled_pairwise_logsumexp, labelled_pairwise_logsumexp_backward = _LABELLED.forward, _LABELLED.backward
+retained_pairwise_logsumexp, retained_pairwise_logsumexp_backward = _RETAINED.forward, _RETAINED.backward
+lorentz_retained_pairwise_logsumexp = _LORENTZ_RETAINED.forward
+lorentz_retained_pairwise_logsumexp_backward = _LORENTZ_RETAINED.backward
 
 
 def sigmoid_loss(

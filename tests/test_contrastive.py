@@ -18,14 +18,15 @@ from mmkern.ops._define import OPS
 from mmkern.ops.hyperbolic import Reduction
 from tests import contract
 from tests.cases.case import Case
-from tests.cases.contrastive import CASES, LOG_SUMS
+from tests.cases.contrastive import CASES, LABELLED, LOG_SUMS, RETAINED, flags, labels
+from tests.losses import check, clip_loss, pair
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 RUNS = [
     (case, dtype)
     for case in CASES
     for dtype in DTYPES
-    if dtype == torch.float32 or case.label in ("17x33x64", "positives", "strided", "near")
+    if dtype == torch.float32 or case.label in ("17x33x64", "positives", "strided", "near", "labels", "forgotten")
 ]
 
 
@@ -49,30 +50,6 @@ def test_opcheck(case: Case) -> None:
 
 
 # ---- The losses ------------------------------------------------------------------------------------------------------
-
-
-def pair(n: int = 20, width: int = 12, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
-    x, y = torch.randn(2, n, width, generator=generator, dtype=dtype)
-    return x.requires_grad_(), y.requires_grad_()
-
-
-def clip_loss(scores: Tensor, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
-    """The formula of open_clip's ClipLoss."""
-    target = torch.arange(len(scores))
-    ways = (
-        functional.cross_entropy(s, target, label_smoothing=label_smoothing, reduction=reduction)
-        for s in (scores, scores.T)
-    )
-    return sum(ways) / 2
-
-
-def check(got: Tensor, expected: Tensor, *inputs: Tensor) -> None:
-    torch.testing.assert_close(got, expected)
-    upstream = torch.randn(got.shape, generator=torch.Generator().manual_seed(0), dtype=got.dtype)
-    found, wanted = (torch.autograd.grad(out, inputs, upstream) for out in (got, expected))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("n", [1, 2, 20, 131])
@@ -193,8 +170,18 @@ def test_gradcheck(op: str) -> None:
     torch.autograd.gradcheck(lambda *args: getattr(ops, op)(*args, reduction="none"), (x, y, *numbers))
 
 
+def pairs_of(op: str, rows: int) -> list[Any]:
+    """What tells ``op`` which pairs are which."""
+    g = torch.Generator().manual_seed(0)
+    if op in LOG_SUMS:
+        return [None]
+    if op == LABELLED:
+        return [*(labels(rows, 3)(g) for _ in range(2)), 1]
+    return [flags(rows)(g) for _ in range(2)]
+
+
 @pytest.mark.parametrize("keeps", [False, True])
-@pytest.mark.parametrize("op", LOG_SUMS)
+@pytest.mark.parametrize("op", [*LOG_SUMS, LABELLED, *RETAINED])
 def test_same_bits_for_any_number_of_threads(op: str, keeps: bool) -> None:
     x, y = (torch.randn(1500, 40) / 6 for _ in range(2))
     curvature = [1.0] if op.startswith("lorentz") else []
@@ -203,11 +190,30 @@ def test_same_bits_for_any_number_of_threads(op: str, keeps: bool) -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
-        outs = OPS[op](*leaves, *curvature, 9.0, None, True, keeps)[:2]
+        outs = OPS[op](*leaves, *curvature, 9.0, *pairs_of(op, 1500), True, keeps)[: OPS[op].differentiable]
         found.append([*outs, *torch.autograd.grad(outs, leaves, [torch.ones_like(out) for out in outs])])
     torch.set_num_threads(before)
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("op", [*LOG_SUMS, LABELLED, *RETAINED])
+def test_nan_stays_in_its_row(op: str) -> None:
+    x, y = (torch.randn(80, 12) for _ in range(2))
+    curvature = [1.0] if op.startswith("lorentz") else []
+    pairs = pairs_of(op, 80)
+    clean = OPS[op](x, y, *curvature, 2.0, *pairs, True, False)
+    for row in (70, 3):
+        spoilt = x.clone()
+        spoilt[row] = torch.nan
+        found = OPS[op](spoilt, y, *curvature, 2.0, *pairs, True, False)
+        others = torch.arange(80) != row
+        assert found[0][row].isnan()
+        counts = op not in RETAINED or not pairs[0][row]  # for the columns
+        assert found[1][others].isnan().any() == counts
+        last = OPS[op].differentiable
+        for one, other in zip(found[:last:2], clean[:last:2], strict=True):
+            assert torch.equal(one[others], other[others])
 
 
 def test_nothing_of_all_pairs_is_saved() -> None:
@@ -235,6 +241,7 @@ def test_compiles_whole() -> None:
         assert expected in contract.kernels_when_compiled(run, x.detach(), y.detach())
 
 
+V = torch.ones(20, 3, dtype=torch.bool)
 REFUSED = (
     (lambda x, y: ops.info_nce_loss(x, y[:5], 1.0), ValueError, r"info_nce_loss: y has shape \[5, 12\], expected"),
     (lambda x, y: ops.info_nce_loss(x, y.float(), 1.0), TypeError, "info_nce_loss: y has dtype torch.float32"),
@@ -252,6 +259,23 @@ REFUSED = (
     (lambda x, y: ops.lorentz_contrastive_loss(x, y, -1.0, 1.0), ValueError, "lorentz_contrastive_loss: curvature is"),
     (lambda x, y: ops.lorentz_contrastive_loss(x, y, 1.0, None), TypeError, "lorentz_contrastive_loss: logit_scale is"),
 )
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "message"),
+    [
+        ((V[:, :1], V[:, :1], 0), TypeError, "x_labels has dtype torch.bool, expected int64"),
+        ((V.long(), V.long()[:5], 0), ValueError, r"y_labels has shape \[5, 3\], expected \[20, words\]"),
+        ((V.long(), V.long()[:, :2], 0), ValueError, r"y_labels has shape \[20, 2\], expected \[20, words\]"),
+        ((V.long(), None, 0), TypeError, "y_labels is NoneType, expected a Tensor"),
+        ((V.long(), V.long(), 4), ValueError, "first_words is 4, expected 0 to 3"),
+        ((V[:, 0], V), ValueError, r"y_forgotten has shape \[20, 3\], expected \[20\]"),
+        ((V[:9, 0], V[:, 0]), ValueError, r"x_forgotten has shape \[9\], expected \[20\]"),
+    ],
+)
+def test_pairs_are_told_rightly(pairs: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        OPS[LABELLED if len(pairs) == 3 else RETAINED[0]](*pair(), 1.0, *pairs, True, False)
 
 
 def test_an_error_of_torch_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,14 @@ class Batch:
     y: Tensor
     hard_negatives: Tensor
     upstream: Tensor
+    verbs: Tensor
+    nouns: Tensor
+    forget: Tensor
     numbers: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, mine: slice, hard_negatives: Tensor) -> Batch:
+        of_rows = (getattr(self, name)[mine] for name in ("upstream", "verbs", "nouns", "forget"))
+        return Batch(self.x[mine], self.y[mine], hard_negatives, *of_rows)
 
 
 def info_nce(batch: Batch, **options: Any) -> Tensor:
@@ -66,6 +73,32 @@ def lorentz(batch: Batch, **options: Any) -> Tensor:
     return ops.lorentz_contrastive_loss(batch.x, batch.y, *numbers, entailment_weight=0.2, **options)
 
 
+def ego_nce(batch: Batch, **options: Any) -> Tensor:
+    return ops.ego_nce_loss(batch.x, batch.y, batch.numbers["temperature"], batch.verbs, batch.nouns, **options)
+
+
+def ego_nce_outside(batch: Batch, **options: Any) -> Tensor:
+    batch = replace(batch, verbs=ops.pack_labels(batch.verbs))
+    return ego_nce(batch, form="outside", normalize=True, **options)
+
+
+WEIGHTS = {"alpha": 0.7, "beta": 0.4, "gamma": 1.3}
+
+
+def calibration(batch: Batch, *, reduction: str, **options: Any) -> Tensor:
+    return ops.alignment_calibration_loss(
+        batch.x, batch.y, batch.forget, logit_scale=batch.numbers["scale"], **WEIGHTS, **options
+    )
+
+
+def lorentz_calibration(batch: Batch, **options: Any) -> Tensor:
+    return calibration(batch, geometry="lorentz", curvature=batch.numbers["curvature"], margin=3.0, **options)
+
+
+def all_forgotten(batch: Batch, **options: Any) -> Tensor:
+    return lorentz_calibration(replace(batch, forget=torch.ones_like(batch.forget)), **options)
+
+
 @dataclass(frozen=True)
 class Problem:
     loss: Loss
@@ -79,7 +112,14 @@ class Problem:
 
 
 ONE, TWO, EVEN, UNEVEN = (5,), (5, 2), (3, 3, 3, 3), (4, 0, 1, 6)
+NEW = (ego_nce, ego_nce_outside, calibration, lorentz_calibration)
 PROBLEMS = [
+    *(Problem(loss, rows) for loss in NEW for rows in (TWO, UNEVEN, (0, 1))),
+    *(Problem(ego_nce_outside, UNEVEN, kind) for kind in ("sum", "none")),
+    *(Problem(loss, (2, 3, 0, 2), around=mmkern.verify) for loss in (ego_nce_outside, lorentz_calibration)),
+    Problem(ego_nce, UNEVEN, "none", lambda: mmkern.use_backend("reference")),
+    *(Problem(ego_nce, UNEVEN, frozen=frozen) for frozen in (("y",), ("x", "temperature"))),
+    Problem(all_forgotten, UNEVEN),
     *(Problem(loss, rows) for loss in (info_nce, siglip, lorentz) for rows in (ONE, TWO, EVEN, UNEVEN)),
     *(
         Problem(loss, UNEVEN, kind)
@@ -101,16 +141,18 @@ def whole_batch(rows: tuple[int, ...], dtype: torch.dtype) -> Batch:
     g = torch.Generator().manual_seed(sum(rows))
     x, y = torch.randn(2, sum(rows), 2 * WIDTH, generator=g, dtype=torch.float64).to(dtype)[..., ::2]
     hard_negatives = torch.randn(len(rows), NEGATIVES, WIDTH, generator=g, dtype=torch.float64).to(dtype)
-    return Batch(x, y, hard_negatives, torch.randn(sum(rows), generator=g, dtype=torch.float64))
+    upstream = torch.randn(sum(rows), generator=g, dtype=torch.float64)
+    verbs, nouns = (torch.rand(sum(rows), classes, generator=g) < 0.3 for classes in (3, 70))
+    return Batch(x, y, hard_negatives, upstream, verbs, nouns, torch.rand(sum(rows), generator=g) < 0.4)
 
 
 def gradients(problem: Problem, batch: Batch, **options: Any) -> dict[str, Tensor]:
     """The loss, and its gradients for all that a batch has and that is not frozen."""
     wide = torch.promote_types(batch.x.dtype, torch.float32)
-    values = {"scale": 4.0, "bias": -1.5, "curvature": 0.7}
+    values = {"scale": 4.0, "bias": -1.5, "curvature": 0.7, "temperature": 0.4}
     batch.numbers = {name: torch.tensor(value, dtype=wide, requires_grad=True) for name, value in values.items()}
     leaves = {name: getattr(batch, name).detach().requires_grad_() for name in ("x", "y", "hard_negatives")}
-    batch = Batch(**leaves, upstream=batch.upstream, numbers=batch.numbers)
+    batch = replace(batch, **leaves)
     leaves |= batch.numbers
     for name in problem.frozen:
         leaves.pop(name).requires_grad_(False)
@@ -134,7 +176,7 @@ def in_one_process(problem: Problem, dtype: torch.dtype) -> dict[str, Tensor]:
 def in_its_process(problem: Problem, dtype: torch.dtype, rank: int, group: Any) -> dict[str, Tensor]:
     whole = whole_batch(problem.rows, dtype)
     mine = slice(sum(problem.rows[:rank]), sum(problem.rows[: rank + 1]))
-    batch = Batch(whole.x[mine], whole.y[mine], whole.hard_negatives[rank], whole.upstream[mine])
+    batch = whole.rows(mine, whole.hard_negatives[rank])
     with problem.around():
         return gradients(problem, batch, group=group)
 
@@ -190,15 +232,17 @@ def towers_replicated(rank: int, group: dist.ProcessGroup) -> list[Tensor]:
 def refusals(rank: int) -> dict[str, str]:
     """What each process is told where processes do not fit together, and where it is in no group."""
     x = torch.ones(2, 4 + (rank == 1))
+    labels = torch.ones(2, 1 + (rank == 1), dtype=torch.int64)
     apart = dist.new_group([0])
     calls = {
         "width": lambda: ops.info_nce_loss(x, x, 1.0, group=dist.group.WORLD),
         "need": lambda: ops.siglip_loss(x, x[:, :4], 1.0, 0.0, group=dist.group.WORLD),
+        "words": lambda: ops.ego_nce_loss(x, x, 1.0, labels, labels, group=dist.group.WORLD),
         "member": lambda: ops.lorentz_contrastive_loss(x, x, 1.0, 1.0, group=apart),
     }
     said = {}
     for name, call in calls.items():
-        x = torch.ones(2, 4, requires_grad=rank == 2) if name == "need" else x
+        x = torch.ones(2, 4, requires_grad=rank == 2 and name == "need") if name != "width" else x
         try:
             call()
         except ValueError as error:
@@ -324,6 +368,11 @@ def check_refusals(said: list[dict[str, str]]) -> None:
         odd = 0 if rank == 2 else 2
         expected = f"siglip_loss: x and y of process {odd} have 4 columns, dtype torch.float32 and gradients for "
         assert said[rank]["need"].startswith(expected + ("x, y, expected" if odd else "nothing, expected"))
+        odd = 0 if rank == 1 else 1
+        expected = (
+            f"ego_nce_loss: x and y of process {odd} have 4 columns, labels of {odd + 1} and {odd + 1} words, dtype"
+        )
+        assert said[rank]["words"].startswith(expected)
         if rank:
             assert said[rank]["member"].startswith("lorentz_contrastive_loss: group is without this process")
 

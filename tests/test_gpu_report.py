@@ -48,6 +48,7 @@ def test_pairwise_uses_matrix_instructions(target: str, opcode: str, private_cac
     [
         Variant("lorentz_pairwise_logsumexp, positives", "bfloat16", rows=512),
         Variant("lorentz_pairwise_logsumexp, positives", "float16", backward=True, rows=512),
+        Variant("labelled_pairwise_logsumexp", "bfloat16", backward=True, rows=512),
         Variant("sigmoid_loss", "bfloat16", rows=512),
     ],
     ids=str,

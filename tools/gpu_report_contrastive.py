@@ -14,6 +14,8 @@ LOG_SUMS = tuple(
     for op in ("pairwise_logsumexp", "lorentz_pairwise_logsumexp")
     for positives in ("", ", positives")
 )
+# Told by labels, or by rows to be forgotten, which pairs are positive and which count.
+CHOICES = ("labelled_pairwise_logsumexp", "retained_pairwise_logsumexp", "lorentz_retained_pairwise_logsumexp")
 SIGMOID = ("sigmoid_loss", "sigmoid_loss, loss alone")
 # More pairs than a backward has weights of at a time.
 SEVERAL_BLOCKS = 4096 + 128
@@ -40,6 +42,9 @@ def contrastive_call(variant: Variant) -> Call:
         "positive_mask": torch.rand(n, n) < 0.1 if special == "positives" else None,
         "positive_diagonal": special != "positives",
         "keeps_products": False,
+        **dict.fromkeys(("x_labels", "y_labels"), torch.randint(0, 8, (n, 12))),
+        "first_words": 2,
+        **dict.fromkeys(("x_forgotten", "y_forgotten"), torch.rand(n) < 0.5),
         "makes_gradients": special != "loss alone",
     }
     args = [given[argument] for argument in op.names]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import gpu_report_contrastive, gpu_report_passes
-from tools.gpu_report_contrastive import LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
+from tools.gpu_report_contrastive import CHOICES, LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
 from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
 
@@ -111,9 +111,10 @@ def variants(everything: bool = False) -> list[Variant]:
     found += [Variant("lorentz_parallel_transport", "float32", depth, True) for depth in (5, 123, 4096, 10000)]
     found += [Variant("lorentz_pairwise_distance", "float16", rows=512)]
     for dtype in ("bfloat16", "float32"):
-        found += [Variant(op, dtype, rows=512) for op in (*LOG_SUMS, *SIGMOID)]
-        found += [Variant(op, dtype, backward=True, rows=512) for op in LOG_SUMS]
-    found += [Variant(op, "float16", backward=op in LOG_SUMS, rows=512) for op in (LOG_SUMS[-1], *SIGMOID)]
+        found += [Variant(op, dtype, rows=512) for op in (*LOG_SUMS, *CHOICES, *SIGMOID)]
+        found += [Variant(op, dtype, backward=True, rows=512) for op in (*LOG_SUMS, *CHOICES)]
+    found += [Variant(op, "float16", backward=True, rows=512) for op in (LOG_SUMS[-1], *CHOICES)]
+    found += [Variant(op, "float16", rows=512) for op in SIGMOID]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
     for dtype in ("float16", "bfloat16", "float32"):
@@ -156,7 +157,7 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _group_norm_call(variant)
     if variant.op in STEPS:
         return _step_call(variant)
-    if variant.op in (*PASSES, *LOG_SUMS, *SIGMOID):
+    if variant.op in (*PASSES, *LOG_SUMS, *CHOICES, *SIGMOID):
         launch, used = passes_call(variant) if variant.op in PASSES else contrastive_call(variant)
         return launch, _bytes(used)
     torch.manual_seed(0)
@@ -524,9 +525,11 @@ def _key(variant: Variant, target: str) -> str:
 def _small(variant: Variant) -> Variant:
     """Of attention one tile of queries, but as many tiles of keys as take the same kernels; of others that walk down
     rows, several walks."""
-    rows = {**dict.fromkeys((*PAIRWISE, *LOG_SUMS, *SIGMOID, *AFFINE, LOSS), 128), ATTENTION: 16, PACKED: 16}.get(
-        variant.op, 8
-    )
+    rows = {
+        **dict.fromkeys((*PAIRWISE, *LOG_SUMS, *CHOICES, *SIGMOID, *AFFINE, LOSS), 128),
+        ATTENTION: 16,
+        PACKED: 16,
+    }.get(variant.op, 8)
     has_bias = variant.op == ATTENTION and variant.masked and not variant.keys
     several = 0 if variant.op not in (ATTENTION, PACKED) or has_bias else 176
     return replace(variant, rows=min(variant.rows, rows), keys=variant.keys or several)
@@ -556,7 +559,7 @@ def triton_rows(everything: bool = False, workers: int | None = None) -> list[Ke
     jobs = [(variant, target) for variant in wanted for target in TARGETS]
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        slow = (*PAIRWISE, *LOG_SUMS, *SIGMOID, ATTENTION, PACKED)
+        slow = (*PAIRWISE, *LOG_SUMS, *CHOICES, *SIGMOID, ATTENTION, PACKED)
         # Longest first: the kernels of tiles take ten times as long as the others.
         order = sorted(range(len(jobs)), key=lambda i: jobs[i][0].op not in slow)
         running = {i: pool.submit(compile_variant, *jobs[i]) for i in order}

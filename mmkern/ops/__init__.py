@@ -1,5 +1,6 @@
 """The fused ops: one function each, for every backend."""
 
+from .alignment_calibration import alignment_calibration_loss
 from .attention import cross_attention
 from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
 from .attention_varlen import cross_attention_varlen
@@ -21,6 +22,8 @@ from .diffusion import (
     lcm_step,
     unipc_step,
 )
+from .ego_nce import ego_nce_loss
+from .ego_nce import pack_labels as pack_labels  # what a loss takes, and no op itself
 from .gated import bias_gelu, film, gated_residual, geglu, swiglu
 from .group_norm import group_norm_act
 from .guidance import Guidance as Guidance
@@ -56,6 +59,7 @@ from .timestep_embedding import timestep_embedding
 __all__ = [
     "ada_layer_norm",
     "add_noise",
+    "alignment_calibration_loss",
     "bias_gelu",
     "cross_attention",
     "cross_attention_varlen",
@@ -65,6 +69,7 @@ __all__ = [
     "dpm_solver_pp_2m_step",
     "dpm_solver_pp_3m_step",
     "dual_ada_layer_norm",
+    "ego_nce_loss",
     "euler_ancestral_step",
     "euler_step",
     "film",

@@ -21,8 +21,7 @@ than two of others. Backward, and for SigLIP forward too, gradients of y travel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,9 +29,21 @@ from torch.nn import functional
 
 from mmkern.reference import contrastive as reference
 
-from ._checks import NUMBER, Arguments, check_number, check_tensor, floating_rows, matrices, positive, scalar
-from ._define import Op, define
-from ._layouts import dense_rows
+from ._checks import NUMBER, check_number, floating_rows, matrices, scalar
+from ._contrastive import (
+    check_pairs,
+    join,
+    keeps_products,
+    log_sums,
+    lorentz_pairwise_logsumexp,
+    losses_of,
+    named,
+    needs_gradient,
+    pairwise_logsumexp,
+    reduced,
+    wide,
+)
+from ._define import define
 from ._outputs import summed
 from .hyperbolic import Reduction, lorentz_entailment_loss
 
@@ -40,54 +51,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from mmkern.distributed.contrastive import Shards
-
-_ROWS = summed(lambda args: (args[0].shape[0],))
-_COLS = summed(lambda args: (args[1].shape[0],))
-_PRODUCTS = summed(lambda args: (args[0].shape[0], args[1].shape[0]) if args[-1] else (0, 0))
-
-# Up to so many pairs their products are kept from forward to backward, 1 MB of floats: forming them again would be a
-# fourth of the work.
-_KEPT_PAIRS = 1 << 18
-
-
-def _check_positive_mask(op: str, args: Arguments) -> None:
-    x, y = args["x"], args["y"]
-    check_tensor(op, "positive_mask", args["positive_mask"], x, (torch.bool,), (x.shape[0], y.shape[0]), "x")
-
-
-def _dense_positive_mask(args: Arguments) -> Arguments:
-    if args["positive_mask"] is not None:
-        args["positive_mask"] = dense_rows(args["positive_mask"])
-    return args
-
-
-def _logsumexp(name: str, *, curved: bool) -> Op:
-    curvature, check = ("Tensor curvature, ", [positive("curvature", beside="x")]) if curved else ("", [])
-    return define(
-        f"{name}(Tensor x, Tensor y, {curvature}Tensor logit_scale, Tensor? positive_mask, bool positive_diagonal, "
-        "bool keeps_products) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        family="contrastive",
-        reference=getattr(reference, name),
-        output=(_ROWS, _COLS, _ROWS, _COLS, _PRODUCTS),
-        requires=[
-            floating_rows("x", "y", axes=2),
-            matrices("x", "y"),
-            *check,
-            scalar("logit_scale", beside="x"),
-            _check_positive_mask,
-        ],
-        kinds={"curvature": "scalar", "logit_scale": "scalar", "positive_mask": "fixed"},
-        arrange=_dense_positive_mask,
-        second_derivative=False,
-        backward_reads_outputs=True,
-        differentiable=4,
-        is_checked_by_signature=False,
-    )
-
-
-_pairwise_logsumexp = _logsumexp("pairwise_logsumexp", curved=False)
-_lorentz_pairwise_logsumexp = _logsumexp("lorentz_pairwise_logsumexp", curved=True)
-
 
 _sigmoid_loss = define(
     "sigmoid_loss(Tensor x, Tensor y, Tensor logit_scale, Tensor logit_bias, bool positive_diagonal, "
@@ -112,49 +75,6 @@ _sigmoid_loss = define(
     makes_gradients=True,
     is_checked_by_signature=False,
 )
-
-
-def _needs_gradient(*args: Any) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-
-
-def _keeps_products(x: Tensor, y: Tensor, *others: Any) -> bool:
-    return x.shape[0] * y.shape[0] <= _KEPT_PAIRS and _needs_gradient(x, y, *others)
-
-
-def _check_pairs(op: str, x: Any, y: Any, reduction: str) -> None:
-    floating_rows("x", "y", axes=2)(op, {"x": x, "y": y})
-    if x.shape != y.shape or x.dim() != 2:
-        raise ValueError(f"{op}: y has shape {list(y.shape)}, expected [N, D] as x, whose shape is {list(x.shape)}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f'{op}: reduction is {reduction!r}, expected "mean", "sum" or "none"')
-
-
-def _named(op: str, raw: Op, call: Callable[..., Any], *args: Any) -> Any:
-    """``call``, of ``raw``, with errors that name the public function."""
-    try:
-        return call(*args)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{op}: {str(error).removeprefix(f'{raw.name}: ')}") from error
-
-
-def _shards(op: str, group: ProcessGroup, x: Tensor, y: Tensor, *numbers: Any) -> Shards:
-    from mmkern.distributed.contrastive import join  # with what joins processes, which one alone is spared
-
-    return join(op, group, x, y, *numbers)
-
-
-def _reduced(losses: Tensor, reduction: Reduction, shards: Shards | None) -> Tensor:
-    if reduction == "none":
-        return losses
-    if shards is not None:
-        total = shards.total(losses.sum())
-        return total / shards.rows if reduction == "mean" else total
-    return losses.mean() if reduction == "mean" else losses.sum()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def info_nce_loss(
@@ -192,7 +112,7 @@ def info_nce_loss(
     Source: Radford et al. 2021 (CLIP), figure 3; with several positives, Lin et al. 2022 (EgoVLP), eq. 5.
     """
     op = "info_nce_loss"
-    _check_pairs(op, x, y, reduction)
+    check_pairs(op, x, y, reduction)
     check_number(op, "label_smoothing", label_smoothing, "a number from 0 to 1", 0, 1)
     if label_smoothing and positive_mask is not None:
         raise ValueError(f"{op}: label_smoothing is {label_smoothing}, expected 0 beside a positive_mask")
@@ -203,35 +123,25 @@ def info_nce_loss(
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
         hard_negatives = None if hard_negatives is None else functional.normalize(hard_negatives, dim=-1)
-    shards, (rows, cols, positive_rows, positive_cols) = _log_sums(
-        op, _pairwise_logsumexp, x, y, logit_scale, mask=positive_mask, group=group
+    shards, (rows, cols, positive_rows, positive_cols) = log_sums(
+        op,
+        pairwise_logsumexp,
+        x,
+        y,
+        logit_scale,
+        pairs=(positive_mask,),
+        diagonal=positive_mask is None,
+        group=group,
     )
     if hard_negatives is not None:
         rows = torch.logaddexp(rows, _of_hard_negatives(x, hard_negatives, logit_scale))
     if positive_mask is not None:
         positive_rows, positive_cols = _certain(positive_rows), _certain(positive_cols)
-    losses = _losses(rows, cols, positive_rows, positive_cols)
+    losses = losses_of(rows, cols, positive_rows, positive_cols)
     if label_smoothing:
         apart = _smoothing(x, y, hard_negatives, logit_scale, positive_rows, shards)
         losses = losses + label_smoothing * apart
-    return _reduced(losses, reduction, shards)
-
-
-def _log_sums(
-    op: str, raw: Op, x: Tensor, y: Tensor, *numbers: Any, mask: Tensor | None, group: ProcessGroup | None
-) -> tuple[Shards | None, Sequence[Tensor]]:
-    """Over rows and columns of the whole batch, of pairs that are not positive, then of those that are."""
-    if group is None:
-        keeps = _keeps_products(x, y, *numbers)
-        return None, _named(op, raw, raw, x, y, *numbers, mask, mask is None, keeps)[:-1]
-    args = _named(op, raw, raw._prepare, (x, y, *numbers, None, True, False))
-    shards = _shards(op, group, *args[:-3])
-    return shards, shards.log_sums(raw, *args)
-
-
-def _losses(rows: Tensor, cols: Tensor, positive_rows: Tensor, positive_cols: Tensor) -> Tensor:
-    """Half of ``log(e^others + e^positive) − positive`` of either direction."""
-    return -0.5 * (functional.logsigmoid(positive_rows - rows) + functional.logsigmoid(positive_cols - cols))
+    return reduced(losses, reduction, shards)
 
 
 def _certain(positive: Tensor) -> Tensor:
@@ -250,9 +160,9 @@ def _check_hard_negatives(op: str, x: Tensor, negatives: Tensor) -> None:
 def _of_hard_negatives(x: Tensor, negatives: Tensor, logit_scale: float | Tensor) -> Tensor:
     """Of each row of x, the log-sum-exp of its scores with them."""
     if negatives.dim() == 3:
-        return (logit_scale * torch.einsum("nd,nkd->nk", _wide(x), _wide(negatives))).logsumexp(1)
-    keeps = _keeps_products(x, negatives, logit_scale)
-    return _pairwise_logsumexp(x, negatives, logit_scale, None, False, keeps)[0]
+        return (logit_scale * torch.einsum("nd,nkd->nk", wide(x), wide(negatives))).logsumexp(1)
+    keeps = keeps_products(x, negatives, logit_scale)
+    return pairwise_logsumexp(x, negatives, logit_scale, None, False, keeps)[0]
 
 
 def _smoothing(
@@ -264,14 +174,14 @@ def _smoothing(
     shards: Shards | None,
 ) -> Tensor:
     """``s_ii`` less the mean score of the row, and of the column: the means are scores with the mean row."""
-    x, y = _wide(x), _wide(y)
+    x, y = wide(x), wide(y)
     sums, rows = torch.stack([x.sum(0), y.sum(0)]), x.shape[0]
     if shards is not None:
         sums, rows = shards.sum(sums), shards.rows
     of_all, seen = sums
     columns = rows
     if negatives is not None:
-        seen = seen + _wide(negatives).sum(-2)
+        seen = seen + wide(negatives).sum(-2)
         columns += negatives.shape[-2]
     of_rows = logit_scale * (x * (seen / columns)).sum(-1)
     of_cols = logit_scale * (y * (of_all / rows)).sum(-1)
@@ -304,15 +214,15 @@ def siglip_loss(
     Source: Zhai et al. 2023 (SigLIP), algorithm 1.
     """
     op = "siglip_loss"
-    _check_pairs(op, x, y, "mean")
+    check_pairs(op, x, y, "mean")
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-    raw, call = _sigmoid_loss, (x, y, logit_scale, logit_bias, True, _needs_gradient(x, y, logit_scale, logit_bias))
+    raw, call = _sigmoid_loss, (x, y, logit_scale, logit_bias, True, needs_gradient(x, y, logit_scale, logit_bias))
     if group is None:
-        total, rows = _named(op, raw, raw, *call)[0], x.shape[0]
+        total, rows = named(op, raw, raw, *call)[0], x.shape[0]
     else:
-        args = _named(op, raw, raw._prepare, call)
-        shards = _shards(op, group, *args[:-2])
+        args = named(op, raw, raw._prepare, call)
+        shards = join(op, group, *args[:-2])
         total, rows = shards.sigmoid_loss(raw, *args), shards.rows
     loss: Tensor = total / rows
     return loss
@@ -350,12 +260,12 @@ def lorentz_contrastive_loss(
     Source: Desai et al. 2023 (MERU), §3.
     """
     op = "lorentz_contrastive_loss"
-    _check_pairs(op, x, y, reduction)
+    check_pairs(op, x, y, reduction)
     if not isinstance(entailment_weight, NUMBER):
         raise TypeError(f"{op}: entailment_weight is {type(entailment_weight).__name__}, expected a float")
-    shards, found = _log_sums(op, _lorentz_pairwise_logsumexp, x, y, curvature, logit_scale, mask=None, group=group)
-    losses = _losses(*found)
+    shards, found = log_sums(op, lorentz_pairwise_logsumexp, x, y, curvature, logit_scale, pairs=(None,), group=group)
+    losses = losses_of(*found)
     if entailment_weight:
-        entailed = lorentz_entailment_loss(_wide(y), _wide(x), curvature, min_radius, reduction="none")
+        entailed = lorentz_entailment_loss(wide(y), wide(x), curvature, min_radius, reduction="none")
         losses = losses + entailment_weight * entailed
-    return _reduced(losses, reduction, shards)
+    return reduced(losses, reduction, shards)

@@ -14,7 +14,21 @@ from torch import Tensor
 
 from mmkern.ops._define import Op
 from tests.cases.case import Case
-from tests.cases.contrastive import CASES, LOG_SUMS, case, keeping, mask, points, sigmoid_case
+from tests.cases.contrastive import (
+    CASES,
+    LABELLED,
+    LOG_SUMS,
+    RETAINED,
+    case,
+    flags,
+    keeping,
+    labelled_case,
+    labels,
+    mask,
+    points,
+    retained_case,
+    sigmoid_case,
+)
 from tests.cases.hyperbolic import randn
 from tests.contract import gradients_for, op_of
 
@@ -22,9 +36,15 @@ from . import patches
 from .calls import gradients, hold_to_contract, outputs_of, prepared
 
 _16_BIT = {
-    torch.bfloat16: ("123x129x40", "positives", "near", "strided", "kept 70x300x8", "large scale", "loss alone"),
-    torch.float16: ("49x300x20", "kept positives", "near"),
+    torch.bfloat16: (
+        *("123x129x40", "positives", "near", "strided", "kept 70x300x8", "large scale", "loss alone"),
+        *("labels", "forgotten"),
+    ),
+    torch.float16: ("49x300x20", "kept positives", "near", "one forgotten"),
 }
+
+
+_LONG = ("600x33x8", "33x1100x8", "1950x9x4", "kept forgotten", "49x300x20")
 
 
 @contextmanager
@@ -41,9 +61,11 @@ def _small(tile: int, block: int) -> Iterator[None]:
 def contrastive() -> None:
     """Every case in float32, some in 16 bits too."""
     for each in CASES:
+        if each.op in (LABELLED, *RETAINED) and each.label in _LONG:
+            continue  # their tiles are those of the others
         hold_to_contract(each, torch.float32)
-        for dtype, labels in _16_BIT.items():
-            if each.label in labels:
+        for dtype, chosen in _16_BIT.items():
+            if each.label in chosen:
                 hold_to_contract(each, dtype)
     hold_to_contract(_rather_near(), torch.bfloat16)
 
@@ -60,7 +82,10 @@ def _rather_near() -> Case:
     return Case("lorentz_pairwise_logsumexp", "rather near", build)
 
 
-_SEVERAL = ("positives", "positives and the diagonal", "near", "strided", "no positives")
+_SEVERAL = (
+    *("positives", "positives and the diagonal", "near", "strided", "no positives"),
+    *("labels and the diagonal", "forgotten"),
+)
 
 
 def contrastive_in_small_tiles() -> None:
@@ -83,14 +108,20 @@ def contrastive_in_small_tiles() -> None:
 
 
 def _of_both_kinds(x: Any, y: Any) -> list[Case]:
-    return [*(case(op, "both kinds", x, y) for op in LOG_SUMS), sigmoid_case("both kinds", x, y)]
+    n, m = (len(side(torch.Generator())) for side in (x, y))
+    return [
+        *(case(op, "both kinds", x, y) for op in LOG_SUMS),
+        labelled_case("both kinds", x, y, labels(n, 3), labels(m, 3), 1),
+        *(retained_case(op, "both kinds", x, y, flags(n), flags(m)) for op in RETAINED),
+        sigmoid_case("both kinds", x, y),
+    ]
 
 
 def contrastive_with_rounding_of_a_device() -> None:
     """With quotients and ``rsqrt`` as wrong as a GPU's."""
     with patches.approximate():
         for each in CASES:
-            if each.label in ("17x33x64", "near", "positives", "large scale"):
+            if each.label in ("17x33x64", "near", "positives", "large scale", "labels"):
                 hold_to_contract(each, torch.float32)
 
 
@@ -123,6 +154,19 @@ def nan_stays_in_its_pairs() -> None:
         positive = args[op.names.index("positive_mask")][3]
         assert torch.equal(columns.isnan(), ~positive)
         assert torch.equal(positive_columns.isnan(), positive)
+    for op_name in RETAINED:
+        each = retained_case(op_name, "nan", points(40, 24), points(50, 24), flags(40), flags(50), diagonal=False)
+        op, args = _call(each)
+        expected = outputs_of(op, args)
+        is_forgotten = args[op.names.index("x_forgotten")]
+        for row in (int(is_forgotten.nonzero()[0]), int((~is_forgotten).nonzero()[0])):
+            spoilt = [args[0].clone(), *args[1:]]
+            spoilt[0][row, 2] = math.nan
+            found, others = outputs_of(op, spoilt), torch.arange(40) != row
+            for one, clean in zip(found[::4], expected[::4], strict=True):
+                assert torch.equal(one[others], clean[others])
+            assert found[0][row].isnan()
+            assert found[1].isnan().all() != is_forgotten[row]
     op, args = _call(sigmoid_case("nan", points(40, 24), points(50, 24)))
     args[0][3, 2] = math.nan
     loss, dx, dy, dscale, dbias = outputs_of(op, args)
