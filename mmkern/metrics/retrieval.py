@@ -19,8 +19,8 @@ def recall_at_k(indices: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5, 10)
 
     Args:
         indices: ``[N, K]`` int64, the best items of each query, best first.
-        targets: ``[N]`` int64, the relevant item of each; ``[N, R]`` for several, −1 where there are fewer; or ``[N, M]``
-            bool, which items are relevant. A query without one counts as missed.
+        targets: ``[N]`` int64, the relevant item of each; ``[N, R]`` for several, −1 where there are fewer; or
+            ``[N, M]`` bool, which items are relevant. A query without one counts as missed.
         ks: from 1 to K.
     Returns: for each k a number from 0 to 1; NaN without queries.
     Raises: ValueError where shapes or a k do not fit, TypeError for other dtypes.
@@ -77,8 +77,8 @@ def ndcg(scores: Tensor, relevance: Tensor, k: int | Literal["relevant"] | None 
     Args:
         scores: ``[N, M]``, higher is better.
         relevance: ``[N, M]``, at least 0: in EPIC-KITCHENS-100 the mean of the overlaps of verbs and of nouns.
-        k: how many items of a query count, the first ones; all where None; "relevant": as many as have a relevance above
-            0, which is what EPIC-KITCHENS-100 counts.
+        k: how many items of a query count, the first ones; all where None; "relevant": as many as have a relevance
+            above 0, which is what EPIC-KITCHENS-100 counts.
     Returns: a number from 0 to 1, over the queries that have a relevant item; NaN where none has.
     Raises: ValueError where shapes differ, or for another k.
     Source: Damen et al. 2022, §4.5 (nDCG); Järvelin and Kekäläinen 2002, eq. 2.

@@ -103,10 +103,10 @@ def pairwise_topk(
 ) -> tuple[Tensor, Tensor]:
     """For each row of x the k best rows of y: ``topk_j metric(x_i, y_j)``, without the N x M matrix.
 
-    The best have the largest scores, ``x·y`` (dot) or ``x·y / |x||y|`` (cosine), or the smallest distances, ``|x − y|``
-    (l2) or ``acosh(−c⟨x, y⟩)/√c`` (lorentz). They come best first, of equal ones the lower index first. NaN counts as the
-    largest number, as in torch.topk: first among scores, last among distances. Distances are taken from the
-    differences of coordinates, the choice among them too: near rows keep their digits.
+    The best have the largest scores, ``x·y`` (dot) or ``x·y / |x||y|`` (cosine), or the smallest distances,
+    ``|x − y|`` (l2) or ``acosh(−c⟨x, y⟩)/√c`` (lorentz). They come best first, of equal ones the lower index first. NaN
+    counts as the largest number, as in torch.topk: first among scores, last among distances. Distances of near rows
+    are taken from the differences of coordinates, and keep their digits.
 
     Args:
         x: queries ``[N, D]``.
@@ -114,9 +114,9 @@ def pairwise_topk(
         k: how many, from 0 to M.
         metric: "dot", "cosine" (a row of zeros scores 0), "l2" or "lorentz" (points as in ``lorentz_distance``).
         curvature: c, a float or a 0-d tensor; for "lorentz", and None for the others.
-    Returns: ``(values, indices)``, each ``[N, k]``: scores or distances in float32 (float64 beside that), and rows of y in
-        int64. Values have a gradient for x, y and curvature, which takes k rows of y for each of x, N·k·D numbers, while it
-        is computed; indices have none.
+    Returns: ``(values, indices)``, each ``[N, k]``: scores or distances in float32 (float64 beside that), and rows of y
+        in int64. Values have a gradient for x, y and curvature, which gathers k rows of y for each of x, N·k·D numbers,
+        while it is computed; indices have none.
     Raises: TypeError or ValueError where an argument does not fit, with its name.
     Source: Johnson et al. 2017, Billion-scale similarity search with GPUs, §2 (exact search).
     """
@@ -149,10 +149,10 @@ def linear_topk(
         linear_bias: ``[V]``, of the dtype of h or float32 (float64 beside that), or None.
         softcap: c above 0: logits are ``c·tanh(logit/c)``; or None.
         log_prob: values are ``log softmax(logits)``, over the whole vocabulary.
-    Returns: ``(values, indices)``, each ``[..., k]``, the largest first, of equal ones the lower index first, NaN before all;
-        float32 (float64 beside that) and int64. No gradient: it is for decoding, and for a teacher's logits.
+    Returns: ``(values, indices)``, each ``[..., k]``, the largest first, of equal ones the lower index first, NaN
+        before all; float32 (float64 beside that) and int64. No gradient: it is for decoding, and a teacher's logits.
     Raises: TypeError or ValueError where an argument does not fit, with its name.
-    Source: Fan et al. 2018, Hierarchical Neural Story Generation, §5.4 (top-k sampling); the soft-cap is that of Gemma 2.
+    Source: Fan et al. 2018, Hierarchical Neural Story Generation (top-k sampling); the soft-cap is that of Gemma 2.
     """
     op = "linear_topk"
     floating_rows("h")(op, {"h": h})
