@@ -21,9 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools import gpu_report_contrastive, gpu_report_passes
+from tools import gpu_report_contrastive, gpu_report_passes, gpu_report_retrieval
 from tools.gpu_report_contrastive import LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
 from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
+from tools.gpu_report_retrieval import RETRIEVAL, retrieval_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +114,7 @@ def variants(everything: bool = False) -> list[Variant]:
     for dtype in ("bfloat16", "float32"):
         found += [Variant(op, dtype, rows=512) for op in (*LOG_SUMS, *SIGMOID)]
         found += [Variant(op, dtype, backward=True, rows=512) for op in LOG_SUMS]
+        found += [Variant(op, dtype, rows=512) for op in RETRIEVAL]
     found += [Variant(op, "float16", backward=op in LOG_SUMS, rows=512) for op in (LOG_SUMS[-1], *SIGMOID)]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
@@ -156,6 +158,9 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _group_norm_call(variant)
     if variant.op in STEPS:
         return _step_call(variant)
+    if variant.op in RETRIEVAL:
+        launch, used = retrieval_call(variant)
+        return launch, _bytes(used)
     if variant.op in (*PASSES, *LOG_SUMS, *SIGMOID):
         launch, used = passes_call(variant) if variant.op in PASSES else contrastive_call(variant)
         return launch, _bytes(used)
@@ -515,6 +520,7 @@ def _key(variant: Variant, target: str) -> str:
         Path(__file__),
         Path(gpu_report_passes.__file__),
         Path(gpu_report_contrastive.__file__),
+        Path(gpu_report_retrieval.__file__),
     ]
     for path in sorted(sources):
         key.update(path.read_bytes())
@@ -524,9 +530,11 @@ def _key(variant: Variant, target: str) -> str:
 def _small(variant: Variant) -> Variant:
     """Of attention one tile of queries, but as many tiles of keys as take the same kernels; of others that walk down
     rows, several walks."""
-    rows = {**dict.fromkeys((*PAIRWISE, *LOG_SUMS, *SIGMOID, *AFFINE, LOSS), 128), ATTENTION: 16, PACKED: 16}.get(
-        variant.op, 8
-    )
+    rows = {
+        **dict.fromkeys((*PAIRWISE, *LOG_SUMS, *SIGMOID, *RETRIEVAL, *AFFINE, LOSS), 128),
+        ATTENTION: 16,
+        PACKED: 16,
+    }.get(variant.op, 8)
     has_bias = variant.op == ATTENTION and variant.masked and not variant.keys
     several = 0 if variant.op not in (ATTENTION, PACKED) or has_bias else 176
     return replace(variant, rows=min(variant.rows, rows), keys=variant.keys or several)
@@ -556,7 +564,7 @@ def triton_rows(everything: bool = False, workers: int | None = None) -> list[Ke
     jobs = [(variant, target) for variant in wanted for target in TARGETS]
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        slow = (*PAIRWISE, *LOG_SUMS, *SIGMOID, ATTENTION, PACKED)
+        slow = (*PAIRWISE, *LOG_SUMS, *SIGMOID, *RETRIEVAL, ATTENTION, PACKED)
         # Longest first: the kernels of tiles take ten times as long as the others.
         order = sorted(range(len(jobs)), key=lambda i: jobs[i][0].op not in slow)
         running = {i: pool.submit(compile_variant, *jobs[i]) for i in order}
