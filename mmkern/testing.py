@@ -95,15 +95,28 @@ def _is_floating(a: Any) -> bool:
 
 
 def verify_forward(op: Op, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
-    """Hold the results of one call to the contract."""
+    """Hold the results of one call to the contract.
+
+    Indices are right where what they choose has, without a kernel's rounding, the values that are expected.
+    """
 
     def run(given: Sequence[Any]) -> Sequence[Tensor | None]:
         with torch.no_grad():
             result = op.reference(*given)
-        return result if isinstance(result, tuple) else [result]
+        return [out if _is_floating(out) else None for out in (result if isinstance(result, tuple) else [result])]
 
     names = [f"{op.name}, output {slot}" if slot else op.name for slot in range(len(outs))]
-    _verify(op, args, run, names, outs, [None] * len(outs), FORWARD_FACTOR)
+    results: Sequence[Tensor | None] = [out if _is_floating(out) else None for out in outs]
+    _verify(op, args, run, names, results, [None] * len(outs), FORWARD_FACTOR)
+    if op.from_indices is not None:
+        with torch.no_grad():
+            chosen = op.from_indices(*in_dtype(args, torch.float64), *outs)
+        chosen = chosen if isinstance(chosen, tuple) else (chosen,)
+        results = [value.to(out.dtype) for value, out in zip(chosen, outs, strict=False)]
+        names = [f"{op.name}, what its indices choose"] * len(results)
+        _verify(
+            op, args, lambda given: run(given)[: len(results)], names, results, [None] * len(results), FORWARD_FACTOR
+        )
 
 
 def verify_backward(op: Op, grads: Sequence[Tensor], args: Sequence[Any], gradients: Sequence[Tensor | None]) -> None:

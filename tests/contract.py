@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mmkern import testing
-from mmkern.ops._checks import accumulation_dtype
 from mmkern.ops._define import OPS, Op
 from mmkern.ops._outputs import Result, in_tuple
 from tests.cases.case import Case
@@ -34,7 +33,7 @@ def check_forward(case: Case, run: Callable[..., Result], dtype: torch.dtype, de
     result = run(*args)
     outs = in_tuple(result)
     for slot, out in enumerate(outs):
-        expected = dtype if op.has_dtype_of_inputs(slot) else accumulation_dtype(dtype)
+        expected = op.output_dtype(slot, dtype)
         assert out.dtype == expected, f"{case}, output {slot}: dtype {out.dtype}, expected {expected}"
     testing.verify_forward(op, args, outs)
     return result

@@ -50,15 +50,16 @@ def test_pairwise_uses_matrix_instructions(target: str, opcode: str, private_cac
         Variant("lorentz_pairwise_logsumexp, positives", "float16", backward=True, rows=512),
         Variant("labelled_pairwise_logsumexp", "bfloat16", backward=True, rows=512),
         Variant("sigmoid_loss", "bfloat16", rows=512),
+        Variant("lorentz_pairwise_topk", "bfloat16", rows=512),
     ],
     ids=str,
 )
-def test_contrastive_losses_use_matrix_instructions(
+def test_tiles_of_scores_use_matrix_instructions(
     variant: Variant, target: str, opcode: str, private_cache: Path
 ) -> None:
     rows = gpu_report_triton.compile_variant(variant, target)
     assert not any(row.spilled for row in rows)
-    of_tiles = [row for row in rows if row.kernel in ("pair_kernel", "weight_kernel", "product_kernel")]
+    of_tiles = [row for row in rows if row.kernel in ("pair_kernel", "weight_kernel", "product_kernel", "topk_kernel")]
     assert of_tiles
     assert all(row.matrix[opcode] > 0 for row in of_tiles)
 

@@ -21,9 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools import gpu_report_contrastive, gpu_report_passes
+from tools import gpu_report_contrastive, gpu_report_passes, gpu_report_retrieval
 from tools.gpu_report_contrastive import CHOICES, LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
 from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
+from tools.gpu_report_retrieval import RETRIEVAL, retrieval_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,13 @@ ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi
 MERGE = "merge_attention"
 NORM, GATED_NORM = "ada_layer_norm", "residual_ada_layer_norm"
 GROUP_NORM = "group_norm_act"
+OF_TILES = (*LOG_SUMS, *CHOICES, *SIGMOID, *RETRIEVAL)
+# How a variant of one of these is launched, and what it reads and writes: written beside their names.
+CALLS = {
+    **dict.fromkeys(PASSES, passes_call),
+    **dict.fromkeys((*LOG_SUMS, *CHOICES, *SIGMOID), contrastive_call),
+    **dict.fromkeys(RETRIEVAL, retrieval_call),
+}
 # Of steps: the op, and what it is given beside the sample, an output and coefficients; "narrow": outputs in bfloat16.
 STEPS = {
     "denoise_step, two outputs": ("denoise_step", "output1 weights"),
@@ -113,6 +121,7 @@ def variants(everything: bool = False) -> list[Variant]:
     for dtype in ("bfloat16", "float32"):
         found += [Variant(op, dtype, rows=512) for op in (*LOG_SUMS, *CHOICES, *SIGMOID)]
         found += [Variant(op, dtype, backward=True, rows=512) for op in (*LOG_SUMS, *CHOICES)]
+        found += [Variant(op, dtype, rows=512) for op in RETRIEVAL]
     found += [Variant(op, "float16", backward=True, rows=512) for op in (LOG_SUMS[-1], *CHOICES)]
     found += [Variant(op, "float16", rows=512) for op in SIGMOID]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
@@ -157,8 +166,8 @@ def call(variant: Variant) -> tuple[Callable[[], None], int]:
         return _group_norm_call(variant)
     if variant.op in STEPS:
         return _step_call(variant)
-    if variant.op in (*PASSES, *LOG_SUMS, *CHOICES, *SIGMOID):
-        launch, used = passes_call(variant) if variant.op in PASSES else contrastive_call(variant)
+    if variant.op in CALLS:
+        launch, used = CALLS[variant.op](variant)
         return launch, _bytes(used)
     torch.manual_seed(0)
     dtype = getattr(torch, variant.dtype)
@@ -516,6 +525,7 @@ def _key(variant: Variant, target: str) -> str:
         Path(__file__),
         Path(gpu_report_passes.__file__),
         Path(gpu_report_contrastive.__file__),
+        Path(gpu_report_retrieval.__file__),
     ]
     for path in sorted(sources):
         key.update(path.read_bytes())
@@ -526,7 +536,7 @@ def _small(variant: Variant) -> Variant:
     """Of attention one tile of queries, but as many tiles of keys as take the same kernels; of others that walk down
     rows, several walks."""
     rows = {
-        **dict.fromkeys((*PAIRWISE, *LOG_SUMS, *CHOICES, *SIGMOID, *AFFINE, LOSS), 128),
+        **dict.fromkeys((*PAIRWISE, *OF_TILES, *AFFINE, LOSS), 128),
         ATTENTION: 16,
         PACKED: 16,
     }.get(variant.op, 8)
@@ -559,7 +569,7 @@ def triton_rows(everything: bool = False, workers: int | None = None) -> list[Ke
     jobs = [(variant, target) for variant in wanted for target in TARGETS]
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        slow = (*PAIRWISE, *LOG_SUMS, *CHOICES, *SIGMOID, ATTENTION, PACKED)
+        slow = (*PAIRWISE, *OF_TILES, ATTENTION, PACKED)
         # Longest first: the kernels of tiles take ten times as long as the others.
         order = sorted(range(len(jobs)), key=lambda i: jobs[i][0].op not in slow)
         running = {i: pool.submit(compile_variant, *jobs[i]) for i in order}

@@ -71,8 +71,8 @@ struct RowFacts {
   Scratch<T> squares, factors;
   const int64_t rows;
 
-  template <class Geometry>
-  RowFacts(const Geometry& geometry, const Rows<const T>& x)
+  template <class Geometry, class S>
+  RowFacts(const Geometry& geometry, const Rows<const S>& x)
       : squares(x.rows + Vec<T>::size), factors(x.rows + Vec<T>::size), rows(x.rows) {
     for_each_row_block<T>(x.rows, x.cols, 1, [&](int64_t first, int n) {
       Lanes<T, 1> xx;
@@ -87,9 +87,9 @@ struct RowFacts {
   Facts<Vec<T>> load(int64_t j) const { return {Vec<T>::load(squares.data + j), Vec<T>::load(factors.data + j)}; }
 };
 
-template <class T>
-DifferenceSums<Vec<T>> differences(const Rows<const T>& x, int64_t i, const Rows<const T>& y, int64_t j, T xx, T yy) {
-  const T *x_row = x[i], *y_row = y[j];
+template <class T, class S>
+DifferenceSums<Vec<T>> differences(const Rows<const S>& x, int64_t i, const Rows<const S>& y, int64_t j, T xx, T yy) {
+  const S *x_row = x[i], *y_row = y[j];
   const auto sums = reduce_row<T, 2>(x.cols, [&](auto at, Vec<T>* acc) {
     const Vec<T> a = at.load(x_row), d = at.load(y_row) - a;
     acc[0] = fma(a, d, acc[0]);

@@ -54,6 +54,7 @@ from .hyperbolic import (
 from .modulation import ada_layer_norm, dual_ada_layer_norm, layer_norm, rms_norm
 from .multi_source import Source as Source  # what an op takes, and none itself
 from .multi_source import multi_source_attention
+from .retrieval import linear_topk, pairwise_topk
 from .timestep_embedding import timestep_embedding
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "info_nce_loss",
     "layer_norm",
     "lcm_step",
+    "linear_topk",
     "lorentz_centroid",
     "lorentz_contrastive_loss",
     "lorentz_distance",
@@ -99,6 +101,7 @@ __all__ = [
     "mobius_add",
     "mobius_scalar_mul",
     "multi_source_attention",
+    "pairwise_topk",
     "poincare_distance",
     "poincare_exp_map",
     "poincare_exp_map0",

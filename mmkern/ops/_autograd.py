@@ -76,7 +76,7 @@ class _Function(torch.autograd.Function):
         elif not torch.is_grad_enabled():  # True exactly with create_graph=True
             gradients = op.run_backward(grads, wanted, args, outs)
         elif op.second_derivative:
-            gradients = op.reference_gradients(grads, wanted, args, create_graph=True)
+            gradients = op.reference_gradients(grads, wanted, args, outs, create_graph=True)
         else:
             gradients = _OnceDifferentiable.apply(op, wanted, *grads, *args, *outs)
         return None, *op.spread(gradients)
@@ -103,11 +103,11 @@ class TransformableFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
-        op, args, _ = restore(ctx)
+        op, args, outs = restore(ctx)
         grads = upstream(op, args, given)
         wanted = op.wanted(ctx.needs_input_grad[1:])
         # Transforms nest, so each level differentiates the one below: always the reference.
-        return None, *op.spread(op.reference_gradients(grads, wanted, args, create_graph=True))
+        return None, *op.spread(op.reference_gradients(grads, wanted, args, outs, create_graph=True))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], op: Op, *args: Any) -> tuple[Result, Any]:

@@ -6,7 +6,7 @@ by rows that are to be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mmkern.reference import contrastive as reference
 
-from ._checks import Arguments, Check, check_tensor, floating_rows, matrices, positive, scalar
+from ._checks import Arguments, Check, check_tensor, floating_rows, matrices, named, positive, scalar
 from ._define import Kind, Op, define
 from ._layouts import dense_rows
 from ._outputs import summed
@@ -167,14 +167,6 @@ def check_pairs(op: str, x: Any, y: Any, reduction: str) -> None:
         raise ValueError(f"{op}: y has shape {list(y.shape)}, expected [N, D] as x, whose shape is {list(x.shape)}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'{op}: reduction is {reduction!r}, expected "mean", "sum" or "none"')
-
-
-def named(op: str, raw: Op, call: Callable[..., Any], *args: Any) -> Any:
-    """``call``, of ``raw``, with errors that name the public function."""
-    try:
-        return call(*args)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{op}: {str(error).removeprefix(f'{raw.name}: ')}") from error
 
 
 def join(op: str, group: ProcessGroup, x: Tensor, y: Tensor, *numbers: Any, words: Sequence[int] = ()) -> Shards:

@@ -34,7 +34,7 @@ from mmkern.backends import settings
 from ._autograd import TransformableFunction, no_second_derivative, record, restore, save, saved, upstream
 from ._checks import Arguments, Check, accumulation_dtype
 from ._layouts import dense_last_axis, dense_rows, needs_order
-from ._outputs import Result, Shape, in_tuple, like, summed
+from ._outputs import Result, Shape, in_tuple, indices, like, summed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _DEVICES = ("cpu", "cuda")
@@ -83,6 +83,7 @@ class Op:
     backward_reads_outputs: bool
     differentiable: int
     makes_gradients: bool
+    from_indices: Callable[..., Result] | None
     is_checked_by_signature: bool
     decomposes: Callable[[Sequence[Any]], bool]
     _kernels: dict[tuple[str, bool, torch.dtype], backends.Kernel] = field(default_factory=dict)
@@ -181,23 +182,27 @@ class Op:
 
     def _outputs(self, args: Sequence[Any], empty: Callable[..., Tensor]) -> tuple[Tensor, ...]:
         lead = args[self.lead]
-        wide = accumulation_dtype(lead.dtype)
         return tuple(
             self._empty_like(self.lead, shape(args), lead, empty)
             if self.has_dtype_of_inputs(slot)
-            else torch.empty(shape(args), dtype=wide, device=lead.device)
+            else torch.empty(shape(args), dtype=self.output_dtype(slot, lead.dtype), device=lead.device)
             for slot, shape in enumerate(self.outputs)
         )
 
     def has_dtype_of_inputs(self, slot: int) -> bool:
-        """Whether an output does; the others are in the dtype of sums."""
+        """Whether an output does; the others are indices, or in the dtype of sums."""
         output = self.outputs[slot]
-        return isinstance(output, like) or (slot == 0 and not isinstance(output, summed))
+        return isinstance(output, like) or (slot == 0 and not isinstance(output, summed | indices))
+
+    def output_dtype(self, slot: int, dtype: torch.dtype) -> torch.dtype:
+        """Of an output, beside inputs of ``dtype``."""
+        if isinstance(self.outputs[slot], indices):
+            return torch.int64
+        return dtype if self.has_dtype_of_inputs(slot) else accumulation_dtype(dtype)
 
     def zeros_like_output(self, slot: int, args: Sequence[Any]) -> Tensor:
         lead: Tensor = args[self.lead]
-        dtype = lead.dtype if self.has_dtype_of_inputs(slot) else accumulation_dtype(lead.dtype)
-        return lead.new_zeros(self.outputs[slot](args), dtype=dtype)
+        return lead.new_zeros(self.outputs[slot](args), dtype=self.output_dtype(slot, lead.dtype))
 
     def _empty_like(self, index: int, shape: Sequence[int], x: Tensor, empty: Callable[..., Tensor]) -> Tensor:
         """For a grid ``x``, argument ``index``, the axes of the new tensor lie in memory in the order of those of x."""
@@ -227,7 +232,7 @@ class Op:
         lead = args[self.lead]
         kernel = self._kernel(f"{self.name}_backward", args)
         if kernel is None:
-            found = self.reference_gradients(grads, wanted, args, create_graph=False)
+            found = self.reference_gradients(grads, wanted, args, outs, create_graph=False)
             return [g if g is None else self._laid_out(i, g, args[i]) for i, g in zip(self.tensors, found, strict=True)]
         gradients = [
             self._empty_gradient(i, args[i], lead) if want else None
@@ -252,9 +257,18 @@ class Op:
         return [times(gradient, grad).to(args[i].dtype) if want else None for i, gradient, want in made]
 
     def reference_gradients(
-        self, grads: Sequence[Tensor], wanted: Sequence[bool], args: Sequence[Any], create_graph: bool
+        self,
+        grads: Sequence[Tensor],
+        wanted: Sequence[bool],
+        args: Sequence[Any],
+        outs: Sequence[Tensor] = (),
+        *,
+        create_graph: bool,
     ) -> list[Tensor | None]:
-        """The same gradients by PyTorch's autograd of the reference; differentiable again with ``create_graph``."""
+        """The same gradients by PyTorch's autograd of the reference; differentiable again with ``create_graph``.
+
+        With ``outs``, of an op with indices, of what these have chosen.
+        """
         with torch.enable_grad():
             # Views, so that an argument passed twice keeps two gradients.
             inputs = [
@@ -265,9 +279,10 @@ class Op:
             full = list(args)
             for i, x in zip(self.tensors, inputs, strict=True):
                 full[i] = x
-            outs = in_tuple(self.reference(*full))[: self.differentiable]
+            formula = self.from_indices if outs and self.from_indices else self.reference
+            results = in_tuple(formula(*full, *(outs if formula is self.from_indices else ())))[: self.differentiable]
             chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(outs, chosen, grads, create_graph=create_graph, allow_unused=True))
+            found = iter(torch.autograd.grad(results, chosen, grads, create_graph=create_graph, allow_unused=True))
         return [next(found) if want else None for want in wanted]
 
     def _kernel(self, name: str, args: Sequence[Any]) -> backends.Kernel | None:
@@ -391,6 +406,7 @@ def define(
     backward_reads_outputs: bool = False,
     differentiable: int | None = None,
     makes_gradients: bool = False,
+    from_indices: Callable[..., Result] | None = None,
     is_checked_by_signature: bool = True,
     decomposes: Callable[[Sequence[Any]], bool] = lambda args: False,
 ) -> Op:
@@ -401,7 +417,7 @@ def define(
         family: the name of the family's files on every floor.
         reference: the meaning, called with the arguments in order.
         output: the shape of the result, whose dtype is that of the first vector argument unless it is ``summed``; of
-            several, those others that are not ``like`` an argument are in the dtype of the sums.
+            several, those others that are not ``like`` an argument are ``indices``, or in the dtype of the sums.
         requires: checks, run in order where a call is not already what a kernel takes.
         kinds: which tensor arguments are not vectors (see :class:`Argument`).
         arrange: brings checked arguments to the shapes that kernels take (broadcasting).
@@ -411,6 +427,8 @@ def define(
         differentiable: how many of the outputs have a gradient, the first ones; all by default.
         makes_gradients: the first output is a number, and the others, where the arguments ask for them, its gradients
             for the tensor arguments in their order: nothing is left for a backward kernel.
+        from_indices: of an op with ``indices`` among its outputs, the differentiable ones once more, from the arguments
+            and the outputs: what is differentiated in place of the reference, and shows whether the indices are right.
         is_checked_by_signature: what the CPU kernel's signature accepts, ``requires`` would accept too.
         decomposes: under torch.compile such arguments go through the reference, which Inductor fuses with what stands
             beside it: where that has been measured to be faster.
@@ -431,9 +449,10 @@ def define(
         arrange,
         autocast,
         second_derivative,
-        backward_reads_outputs or makes_gradients,
+        backward_reads_outputs or makes_gradients or from_indices is not None,
         1 if makes_gradients else len(outputs) if differentiable is None else differentiable,
         makes_gradients,
+        from_indices,
         is_checked_by_signature,
         decomposes,
     )

@@ -35,6 +35,16 @@ class summed:  # noqa: N801
         return self.shape(args)
 
 
+@dataclass(frozen=True)
+class indices:  # noqa: N801
+    """A shape, in int64, which has no gradient."""
+
+    shape: Shape
+
+    def __call__(self, args: Sequence[Any]) -> tuple[int, ...]:
+        return self.shape(args)
+
+
 def rows_of(argument: int) -> Shape:
     """One number a row: the shape without its last axis."""
     return lambda args: args[argument].shape[:-1]

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from mmkern.reference import contrastive as reference
 
-from ._checks import NUMBER, check_number, floating_rows, matrices, scalar
+from ._checks import NUMBER, check_number, floating_rows, matrices, named, scalar
 from ._contrastive import (
     check_pairs,
     join,
@@ -37,7 +37,6 @@ from ._contrastive import (
     log_sums,
     lorentz_pairwise_logsumexp,
     losses_of,
-    named,
     needs_gradient,
     pairwise_logsumexp,
     reduced,

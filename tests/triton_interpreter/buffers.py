@@ -25,14 +25,17 @@ def guarded(x: Tensor) -> Tensor:
 
 
 class Output:
-    """Room for a result that lies as ``like`` does: NaN before a kernel runs, between two guards of a plain number.
+    """Room for a result that lies as ``like`` does, between two guards of a plain number.
+
+    Before a kernel runs it is NaN, or the smallest integer.
 
     A guard of NaN would not show that NaN, read out of bounds, was written out of bounds.
     """
 
     def __init__(self, like: Tensor) -> None:
         self.buffer = torch.full((like.numel() + 2 * GUARD,), _UNTOUCHED, dtype=like.dtype)
-        self.tensor = torch.as_strided(self.buffer, like.shape, like.stride(), GUARD).fill_(math.nan)
+        self.tensor = torch.as_strided(self.buffer, like.shape, like.stride(), GUARD)
+        self.tensor.fill_(math.nan if like.is_floating_point() else torch.iinfo(like.dtype).min)
 
     def check(self, name: str) -> None:
         outside = torch.cat([self.buffer[:GUARD], self.buffer[-GUARD:]])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmkern.kernels import attention, attention_rows, contrastive, diffusion, hyperbolic, modulation
+from mmkern.kernels import attention, attention_rows, contrastive, diffusion, hyperbolic, modulation, retrieval
 from torch import Tensor
 
 from mmkern import testing
@@ -23,6 +23,7 @@ _KERNELS = {
     "modulation": modulation,
     "diffusion": diffusion,
     "contrastive": contrastive,
+    "retrieval": retrieval,
 }
 
 

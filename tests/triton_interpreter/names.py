@@ -60,6 +60,7 @@ CONTRASTIVE_CHECKS = (
     "nan_stays_in_its_pairs",
     "contrastive_same_bits",
 )
+RETRIEVAL_CHECKS = ("retrieval", "retrieval_in_small_tiles", "order_of_ties_and_nan")
 CHECKS = (
     *ATTENTION_CHECKS,
     *ROWS_CHECKS,
@@ -67,6 +68,7 @@ CHECKS = (
     *GATED_CHECKS,
     *GROUP_NORM_CHECKS,
     *CONTRASTIVE_CHECKS,
+    *RETRIEVAL_CHECKS,
     *DIFFUSION_CHECKS,
     *PROPERTIES,
     *OPS,
