@@ -43,7 +43,7 @@ def ego_nce_loss(x: Tensor, y: Tensor, temperature: Tensor, verbs: Tensor, nouns
 
 
 def _calibrated(scores: Tensor, forget: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
-    own, kept, apart = scores.diagonal(), (~forget).float(), forget.float()
+    own, kept, apart = scores.diagonal(), (~forget).to(scores.dtype), forget.to(scores.dtype)
     rows = scores.masked_fill(forget, -torch.inf).logsumexp(1)
     cols = scores.masked_fill(forget[:, None], -torch.inf).logsumexp(0)
     retain = ((rows + cols) / 2 - own) @ kept / kept.sum()
