@@ -222,14 +222,15 @@ MMKERN_FN void pack_rows(const X& x, int64_t i0, int64_t rows, T* packed) {
 
 // The block of S at rows [i0, ...) of packed X and the cols columns of packed Y. Compiled once for all epilogues.
 template <class T>
-__attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys, int64_t cols, int64_t D, T* block) {
+__attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys, int64_t cols, int64_t D, T* block,
+                                          int64_t ld = TileShape<T>::block_stride) {
   using Shape = TileShape<T>;
   const int64_t depth = depth_of<T>(D);
-  for (int64_t i = 0; D == 0 && i < rows * Shape::block_stride; ++i) block[i] = 0;
+  for (int64_t i = 0; D == 0 && i < rows * ld; ++i) block[i] = 0;
   for (int64_t k = 0; k < D; k += depth, xs += rows * Shape::depth)
     register_tiles<T, Shape::depth, 1>(
         xs, [&](int64_t j) { return ys + j * D + k * Shape::cols; }, Shape::cols, rows, cols, smaller(depth, D - k),
-        Into<T>{block, Shape::block_stride, k != 0});
+        Into<T>{block, ld, k != 0});
 }
 
 // Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of

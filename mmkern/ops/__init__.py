@@ -52,6 +52,7 @@ from .modulation import ada_layer_norm, dual_ada_layer_norm, layer_norm, rms_nor
 from .multi_source import Source as Source  # what an op takes, and none itself
 from .multi_source import multi_source_attention
 from .timestep_embedding import timestep_embedding
+from .vocabulary import linear_cross_entropy, linear_log_prob
 
 __all__ = [
     "ada_layer_norm",
@@ -76,6 +77,8 @@ __all__ = [
     "info_nce_loss",
     "layer_norm",
     "lcm_step",
+    "linear_cross_entropy",
+    "linear_log_prob",
     "lorentz_centroid",
     "lorentz_contrastive_loss",
     "lorentz_distance",

@@ -21,7 +21,7 @@ than two of others. Backward, and for SigLIP forward too, gradients of y travel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,8 @@ from mmkern.reference import contrastive as reference
 
 from ._checks import NUMBER, Arguments, check_number, check_tensor, floating_rows, matrices, positive, scalar
 from ._define import Op, define
+from ._define import named as _named
+from ._define import needs_gradient as _needs_gradient
 from ._layouts import dense_rows
 from ._outputs import summed
 from .hyperbolic import Reduction, lorentz_entailment_loss
@@ -114,10 +116,6 @@ _sigmoid_loss = define(
 )
 
 
-def _needs_gradient(*args: Any) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-
-
 def _keeps_products(x: Tensor, y: Tensor, *others: Any) -> bool:
     return x.shape[0] * y.shape[0] <= _KEPT_PAIRS and _needs_gradient(x, y, *others)
 
@@ -128,14 +126,6 @@ def _check_pairs(op: str, x: Any, y: Any, reduction: str) -> None:
         raise ValueError(f"{op}: y has shape {list(y.shape)}, expected [N, D] as x, whose shape is {list(x.shape)}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'{op}: reduction is {reduction!r}, expected "mean", "sum" or "none"')
-
-
-def _named(op: str, raw: Op, call: Callable[..., Any], *args: Any) -> Any:
-    """``call``, of ``raw``, with errors that name the public function."""
-    try:
-        return call(*args)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{op}: {str(error).removeprefix(f'{raw.name}: ')}") from error
 
 
 def _shards(op: str, group: ProcessGroup, x: Tensor, y: Tensor, *numbers: Any) -> Shards:
