@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-RUN = ("README.md", *(f"docs/{name}.md" for name in ("attention", "contrastive", "modulation", "diffusion")))
+RUN = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("attention", "contrastive", "vocabulary", "modulation", "diffusion")),
+)
 ALL = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 
 

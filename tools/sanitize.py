@@ -17,6 +17,7 @@ FAMILIES = (
     "attention_varlen",
     "multi_source",
     "contrastive",
+    "vocabulary",
     "hyperbolic",
     "modulation",
     "gated",

@@ -81,8 +81,8 @@ void logs_of_sums(const Softmax<T>* rows, int64_t n, T* logs) {
   for (int64_t r = 0; r < n; ++r) logs[r] += rows[r].top;
 }
 
-// Log-sum-exps of columns whose scores come in tiles, down the rows: a block of rows leaves a largest score and a sum of
-// each column, which are merged in the order of the blocks, whoever computed them.
+// Log-sum-exps of columns whose scores come in tiles, down the rows: a block of rows leaves a largest score and a sum
+// of each column, which are merged in the order of the blocks, whoever computed them.
 template <class T>
 class ColumnSoftmax {
  public:

@@ -11,7 +11,7 @@ void run(const Call& call) {
   call[kLead].dtype == Dtype::float64 ? kDouble(call) : kFloat(call);
 }
 
-#define MMKERN_TENSORS \
+#define MMKERN_TENSORS                                                                                                 \
   "input: ND, linear_weight: VD, opt linear_bias: V, opt acc weight: V, int64 flat target: N, nonnegative softcap, "
 #define MMKERN_LOGITS MMKERN_TENSORS "positive inverse_temperature, number ignore_index, number sums_logits, "
 #define MMKERN_ROWS "acc flat others: N, acc flat positive: N, acc flat totals: N"
@@ -23,8 +23,9 @@ const KernelEntry kEntries[] = {
      ", opt grad_input: ND, opt grad_linear_weight: VD, opt grad_linear_bias: V",
      run<vocabulary::backward<float>, vocabulary::backward<double>, 3>},
     {"linear_cross_entropy",
-     MMKERN_TENSORS "number ignore_index, number label_smoothing, number z_loss, number mean, acc loss:, grad_input: ND, "
-                    "grad_linear_weight: VD, acc grad_linear_bias: B",
+     MMKERN_TENSORS
+     "number ignore_index, number label_smoothing, number z_loss, number mean, acc loss:, grad_input: ND, "
+     "grad_linear_weight: VD, acc grad_linear_bias: B",
      run<vocabulary::loss_with_gradients<float>, vocabulary::loss_with_gradients<double>, 0>},
 };
 

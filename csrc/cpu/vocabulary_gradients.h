@@ -43,7 +43,9 @@ class SummedGradient {
   bool is_in_place() const { return in_place_; }
 
   // Where rows are added up: row `row` of all, which is row `place` of those that are not yet whole.
-  T* row(int64_t row, int64_t place) const { return in_place_ ? in_place_ + row * stride_ : room_.data + place * cols_; }
+  T* row(int64_t row, int64_t place) const {
+    return in_place_ ? in_place_ + row * stride_ : room_.data + place * cols_;
+  }
   int64_t stride() const { return in_place_ ? stride_ : cols_; }
 
   void finish(int64_t row, int64_t place) const {
@@ -62,8 +64,8 @@ class SummedGradient {
   const Room<T> room_;
 };
 
-// Of each row of a chunk: the gradients of n, the log-sum-exp of the other logits, of the target's logit, and of the sum
-// of all; n and that logit.
+// Of each row of a chunk: the gradients of n, the log-sum-exp of the other logits, of the target's logit, and of the
+// sum of all; n and that logit.
 template <class T>
 struct Upstream {
   struct Row {
@@ -102,9 +104,10 @@ class Gradients {
  public:
   static constexpr int ld = kCols + 64 / int(sizeof(T));  // in an odd number of cache lines
 
-  // Views: of the gradients of input, linear_weight and linear_bias, empty where one is not asked for. `keeps`: there is
-  // room for the logits of all tokens.
-  Gradients(const Problem<T>& p, const Chunk<T>& chunk, bool keeps, const View& input, const View& weight, const View& bias)
+  // Views: of the gradients of input, linear_weight and linear_bias, empty where one is not asked for. `keeps`: there
+  // is room for the logits of all tokens.
+  Gradients(const Problem<T>& p, const Chunk<T>& chunk, bool keeps, const View& input, const View& weight,
+            const View& bias)
       : p_(p),
         chunk_(chunk),
         keeps_(keeps),
@@ -170,6 +173,8 @@ class Gradients {
   T* bias_sums(int64_t token) const { return bias_sums_.data + (keeps_ ? token : token % p_.panel_tokens()); }
 
   __attribute__((noinline)) void differentiate_block(int64_t token, int64_t n) const {
+    if (to_weight_.is_in_place() && chunk_.first > 0)
+      fetch(Rows<const T>{to_weight_.row(token, 0), n, p_.width, to_weight_.stride()}, 0, n);
     for (int64_t i0 = 0; i0 < chunk_.count; i0 += kCols) {
       const int64_t cols = smaller(kCols, chunk_.count - i0);
       const bool adds = chunk_.first + i0 > 0;
@@ -177,21 +182,11 @@ class Gradients {
       differentiate_tile(token, n, i0, cols, gradients);
       if (to_bias_) add_to_bias(token, n, cols, gradients, adds);
       if (!to_weight_) continue;
-      const SumsOfRows<T> to{to_weight_.row(token, token % p_.panel_tokens()), to_weight_.stride(), n, p_.width, nullptr,
-                             adds};
-      const auto columns = [&](int64_t j) {
-        prefetch(to, j + 2 * Shape::cols);
-        return row_slivers_.data + j * chunk_.count + i0 * Shape::cols;
-      };
+      const SumsOfRows<T> to{
+          to_weight_.row(token, token % p_.panel_tokens()), to_weight_.stride(), n, p_.width, nullptr, adds};
+      const auto columns = [&](int64_t j) { return row_slivers_.data + j * chunk_.count + i0 * Shape::cols; };
       register_tiles<T, ld, 1>(gradients, columns, Shape::cols, n, p_.width, cols, to);
     }
-  }
-
-  // Sums that a product will add to soon; they come from memory.
-  static void prefetch(const SumsOfRows<T>& sums, int64_t j) {
-    if (sums.adds && j + Shape::cols <= sums.cols)
-      for (int64_t i = 0; i < sums.rows; ++i)
-        for (int line = 0; line < 2; ++line) __builtin_prefetch(sums.to + i * sums.stride + j + line * W, 1);
   }
 
   // Logits become their gradients, and these those of the products.
@@ -232,7 +227,8 @@ class Gradients {
       SumsOfRows<T> to{to_input_.row(0, place) + d0, to_input_.stride(), rows, cols, index, panel > 0};
       for (int64_t k = 0; k < n; k += Shape::depth) {
         const auto columns = [&](int64_t j) { return token_slivers_.data + (d0 + j) * n + k * Shape::cols; };
-        register_tiles<T, 1, ld>(tile(panel + k, i0), columns, Shape::cols, rows, cols, smaller(Shape::depth, n - k), to);
+        register_tiles<T, 1, ld>(tile(panel + k, i0), columns, Shape::cols, rows, cols, smaller(Shape::depth, n - k),
+                                 to);
         to.adds = true;
       }
     });
@@ -273,8 +269,9 @@ void backward(const Call& call) {
           chunk.take(c);
           for (int64_t i = 0; i < chunk.count; ++i) {
             const int64_t r = chunk.row(i);
-            gradients.upstream.set(i, {grad_others.get(r, 0), grad_positive.get(r, 0),
-                                       sums_logits ? grad_totals.get(r, 0) : T(0), others.get(r, 0), positive.get(r, 0)});
+            gradients.upstream.set(
+                i, {grad_others.get(r, 0), grad_positive.get(r, 0), sums_logits ? grad_totals.get(r, 0) : T(0),
+                    others.get(r, 0), positive.get(r, 0)});
           }
           gradients.take_rows();
         }

@@ -52,9 +52,10 @@ Autocast = Literal["float32", "lower", "keep"]
 class Argument:
     """One argument of a schema.
 
-    A *vector* is read row by row, all rows with one stride; so is a *matrix*, of an op that is not row-wise; a *grid* has
-    a stride on each axis but the last; a *row scalar* has one number a row; a *scalar* is a 0-d tensor and may be a float
-    in the public call. These take a gradient. A *fixed* tensor (a mask, lengths, a seed) takes none; an *option* is no tensor.
+    A *vector* is read row by row, all rows with one stride; so is a *matrix*, of an op that is not row-wise; a *grid*
+    has a stride on each axis but the last; a *row scalar* has one number a row; a *scalar* is a 0-d tensor and may be a
+    float in the public call. These take a gradient. A *fixed* tensor (a mask, lengths, a seed) takes none; an *option*
+    is no tensor.
     """
 
     name: str
@@ -363,7 +364,7 @@ def needs_gradient(*args: Any) -> bool:
 
 
 def named(op: str, raw: Op, call: Callable[..., Any], *args: Any, names: Mapping[str, str] | None = None) -> Any:
-    """``call``, of ``raw``, with errors that name the public function, and its arguments where they have other names."""
+    """``call``, of ``raw``, with errors that name the public function and, where they are others, its arguments."""
     try:
         return call(*args)
     except (TypeError, ValueError) as error:

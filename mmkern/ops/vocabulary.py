@@ -94,7 +94,8 @@ _linear_logsumexp = define(
 
 _linear_cross_entropy = define(
     "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor? weight, Tensor target, "
-    "float softcap, int ignore_index, float label_smoothing, float z_loss, bool mean) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float softcap, int ignore_index, float label_smoothing, float z_loss, bool mean) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.linear_cross_entropy,
     output=(
         summed(lambda args: ()),
@@ -162,8 +163,8 @@ def linear_cross_entropy(
         shift: position s of ``input`` ``[..., S, D]`` predicts ``target[..., s + 1]``; there is no loss of the last.
     Returns: 0-d, or with "none" ``[...]``, zero where there is no target (``[..., S − 1]`` with ``shift``); float32, or
         float64 for that. NaN as "mean" of no targets. No second derivative.
-    Raises: TypeError or ValueError where an argument does not fit, with its name; for a target outside of the vocabulary
-        on a CPU. On a GPU the loss of such a row is NaN.
+    Raises: TypeError or ValueError where an argument does not fit, with its name; on a CPU for a target that is no
+        token too. On a GPU the loss of such a row is NaN.
     Source: torch.nn.functional.linear_cross_entropy; Chowdhery et al. 2022 (PaLM), §5, for z_loss; Gemma Team 2024
         (Gemma 2), §2, for softcap.
     """
@@ -179,31 +180,41 @@ def linear_cross_entropy(
     _check_call(op, input, linear_weight, target, softcap)
     if shift:
         target = _next(op, target, ignore_index)
-    tensors = (_matrix(input), linear_weight, linear_bias, weight, target.flatten(), softcap or 0.0)
-    if reduction != "none" and _makes_gradients(*tensors[:3]):
-        options = (ignore_index, label_smoothing, z_loss, reduction == "mean")
-        loss: Tensor = named(op, _linear_cross_entropy, _linear_cross_entropy, *tensors, *options)[0]
+    x, tokens = _matrix(input), target.flatten()
+    call = (x, linear_weight, linear_bias, weight, tokens, softcap or 0.0)
+    if reduction != "none" and _makes_gradients(x, linear_weight, linear_bias):
+        raw = _linear_cross_entropy
+        loss: Tensor = named(op, raw, raw, *call, ignore_index, label_smoothing, z_loss, reduction == "mean")[0]
         return loss
-    options = (1.0, ignore_index, bool(label_smoothing))
-    found = named(op, _linear_logsumexp, _linear_logsumexp, *tensors, *options)
-    rows = [*found, weight, tensors[4]]
-    losses = reference.cross_entropy(
-        *rows, linear_weight.shape[0], ignore_index, label_smoothing, z_loss, reduction
+    raw = _linear_logsumexp
+    others, positive, totals = named(op, raw, raw, *call, 1.0, ignore_index, bool(label_smoothing))
+    loss = reference.cross_entropy(
+        others,
+        positive,
+        totals,
+        weight,
+        tokens,
+        vocabulary=linear_weight.shape[0],
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        reduction=reduction,
     )
     if reduction != "none":
-        return losses
-    return losses.view(target.shape)[..., :-1] if shift else losses.view(target.shape)
+        return loss
+    return loss.view(target.shape)[..., :-1] if shift else loss.view(target.shape)
 
 
 def _makes_gradients(*args: Tensor | None) -> bool:
     """Whether the op that makes them in forward takes a call: it keeps the logits of a quarter of the rows."""
     x = args[0]
-    if not needs_gradient(*args) or x is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if x is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or len(x) < _FEWEST_ROWS:
         return False
-    if x.shape[0] < _FEWEST_ROWS:
+    if not needs_gradient(*args):
         return False
-    transforms = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-    return is_dynamo_compiling() or not transforms
+    if is_dynamo_compiling():
+        return True
+    return torch._C._functorch.maybe_current_level() is None and forward_ad._current_level < 0
 
 
 def _next(op: str, target: Tensor, ignore_index: int) -> Tensor:
@@ -232,8 +243,8 @@ def linear_log_prob(
         softcap: logits become ``softcap·tanh(l / softcap)``; or None.
         temperature: what they are divided by then.
     Returns: ``[...]``; float32, or float64 for that. No second derivative.
-    Raises: TypeError or ValueError where an argument does not fit, with its name; for a token outside of the vocabulary
-        on a CPU. On a GPU the result of such a row is NaN.
+    Raises: TypeError or ValueError where an argument does not fit, with its name; on a CPU for what is no token too. On
+        a GPU the result of such a row is NaN.
     Source: as ``linear_cross_entropy``, of which with ``reduction="none"`` this is the negative.
     """
     op = "linear_log_prob"
@@ -242,6 +253,7 @@ def linear_log_prob(
     if not temperature > 0:
         raise ValueError(f"{op}: temperature is {temperature}, expected a number above 0")
     _check_call(op, h, weight, tokens, softcap, _LOG_PROB_NAMES)
-    call = (_matrix(h), weight, linear_bias, None, tokens.flatten(), softcap or 0.0, 1.0 / temperature, _NO_TOKEN, False)
+    rows = (_matrix(h), weight, linear_bias, None, tokens.flatten())
+    call = (*rows, softcap or 0.0, 1.0 / temperature, _NO_TOKEN, False)
     others, positive, _ = named(op, _linear_logsumexp, _linear_logsumexp, *call, names=_LOG_PROB_NAMES)
     return functional.logsigmoid(positive - others).view(tokens.shape)

@@ -23,7 +23,7 @@ def linear_logsumexp(
     inverse_temperature: float,
     ignore_index: int,
     sums_logits: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of ``l_v = cap(input·linear_weight_v + bias_v) / temperature``, ``cap(z) = softcap·tanh(z / softcap)``.
 
     Of each row of ``[N, D]``: ``log Σ exp(l_v)`` over the tokens that are not its target, the target's logit, and
@@ -50,13 +50,14 @@ def cross_entropy(
     totals: Tensor,
     weight: Tensor | None,
     target: Tensor,
-    tokens: int,
+    *,
+    vocabulary: int,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
     reduction: Literal["mean", "sum", "none"],
 ) -> Tensor:
-    """``(1 − ε)·w_t·(lse − l_t) + ε/V·Σ_v w_v·(lse − l_v) + z·lse²`` of each row, of V tokens, by what the op above finds.
+    """``(1 − ε)·w_t·(lse − l_t) + ε/V·Σ_v w_v·(lse − l_v) + z·lse²`` of each row, by what ``linear_logsumexp`` finds.
 
     A mean is over the sum of the targets' weights, that of ``z·lse²`` over the number of rows with a target.
     """
@@ -68,8 +69,8 @@ def cross_entropy(
     losses = -functional.logsigmoid(positive - others) * weights
     log_sums = torch.logaddexp(others, positive) if label_smoothing or z_loss else others
     if label_smoothing:
-        whole = tokens if weight is None else weight.sum()
-        smooth = (whole * log_sums - totals) / tokens
+        whole = vocabulary if weight is None else weight.sum()
+        smooth = (whole * log_sums - totals) / vocabulary
         losses = torch.lerp(losses, smooth.where(seen, 0.0), label_smoothing)
     penalties = (z_loss * log_sums.square()).where(seen, 0.0) if z_loss else None
     if reduction == "mean":
@@ -96,13 +97,19 @@ def linear_cross_entropy(
     Without a bias the last is empty.
     """
 
-    def loss(*given: Tensor) -> Tensor:
-        bias = given[2] if linear_bias is not None else None
-        found = linear_logsumexp(*given[:2], bias, weight, target, softcap, 1.0, ignore_index, bool(label_smoothing))
-        others, positive, totals = found
-        tokens = linear_weight.shape[0]
-        options = (tokens, ignore_index, label_smoothing, z_loss)
-        return cross_entropy(others, positive, totals, weight, target, *options, "mean" if mean else "sum")
+    def loss(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
+        tensors = (input, linear_weight, linear_bias, weight, target)
+        found = linear_logsumexp(*tensors, softcap, 1.0, ignore_index, sums_logits=bool(label_smoothing))
+        return cross_entropy(
+            *found,
+            weight,
+            target,
+            vocabulary=linear_weight.shape[0],
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            reduction="mean" if mean else "sum",
+        )
 
     given = [x for x in (input, linear_weight, linear_bias) if x is not None]
     with torch.enable_grad():

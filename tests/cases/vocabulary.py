@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .case import Case
 from .hyperbolic import randn
@@ -30,7 +29,14 @@ CHUNKS = ((130, 100, 20), (300, 450, 33), (530, 70, 9))
 
 
 def tensors(
-    n: int, tokens: int, width: int, *, scale: float = 2.0, bias: bool = False, weighted: bool = False, ignored: float = 0.2
+    n: int,
+    tokens: int,
+    width: int,
+    *,
+    scale: float = 2.0,
+    bias: bool = False,
+    weighted: bool = False,
+    ignored: float = 0.2,
 ) -> Any:
     """Input, linear_weight, linear_bias, weight, target, of which a share is left out."""
 
