@@ -152,8 +152,10 @@ class Chunk {
   int64_t row(int64_t i) const { return p_.row.data[first + i]; }
 
   // Logits of rows from i0 on with n tokens from `token` on, of which `packed` are the rows.
-  void fill(const T* packed, int64_t token, int64_t n, int64_t i0, int64_t cols, T* tile, int64_t ld) const {
-    fill_block(packed, up_to(Shape::row_step, n), columns_.data + i0 * p_.width, cols, p_.width, tile, ld);
+  // Meanwhile others are asked for from memory: `ahead`.
+  void fill(const T* packed, int64_t token, int64_t n, int64_t i0, int64_t cols, T* tile, int64_t ld,
+            const Ahead& ahead = {}) const {
+    fill_block(packed, up_to(Shape::row_step, n), columns_.data + i0 * p_.width, cols, p_.width, tile, ld, ahead);
     p_.finish_logits(token, n, cols, tile, ld);
   }
   // f(r, c) for the targets among these, by their places in the tile.
@@ -184,18 +186,18 @@ void for_each_block(const Problem<T>& p, int64_t panel, F f) {
   });
 }
 
-// Asks for n tokens from memory: packing goes through them by columns, which no hardware foresees.
+// The block that a thread has next, or nearly that: packing goes through it by columns, which no hardware foresees.
 template <class S>
-void fetch(const Rows<const S>& tokens, int64_t token, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(S);
-  for (int64_t i = token; i < token + n; ++i)
-    for (int64_t j = 0; j < tokens.cols; j += kLine) __builtin_prefetch(tokens[i] + j);
+Ahead next_block(const Rows<S>& all, int64_t row, int threads) {
+  constexpr int64_t kRows = TileShape<accumulate_t<S>>::block_rows;
+  const int64_t first = row + threads * kRows, n = smaller(kRows, all.rows - first);
+  if (n <= 0 || all.stride != all.cols) return {};
+  return {reinterpret_cast<const char*>(all[first]), reinterpret_cast<const char*>(all[first + n])};
 }
 
 // The rows of n tokens from `token` on, as fill_block wants them.
 template <class T, class S>
 const T* packed_tokens(const Rows<const S>& tokens, int64_t token, int64_t n) {
-  fetch(tokens, token, n);
   const int64_t padded = up_to(TileShape<T>::row_step, n);
   T* const packed = packed_rows.reserve<T>(padded * up_to(TileShape<T>::depth, tokens.cols));
   pack_rows(tokens, token, padded, packed);
@@ -256,10 +258,13 @@ class LogSums {
       for (int64_t panel = 0; panel < p_.tokens; panel += p_.panel_tokens()) {
         for_each_block(p_, panel, [&](int64_t b, int64_t token, int64_t n) {
           const T* const packed = packed_tokens<T>(tokens, token, n);
+          const Ahead next = next_block(tokens, token, p_.threads);
           for (int64_t i0 = 0; i0 < chunk.count; i0 += tile_cols) {
             const int64_t cols = smaller(tile_cols, chunk.count - i0);
             T* const tile = place(token, i0);
-            chunk.fill(packed, token, n, i0, cols, tile, ld);
+            const int64_t stores = blocks_of(n * cols, Vec<T>::size) * blocks_of(p_.width, TileShape<T>::depth);
+            chunk.fill(packed, token, n, i0, cols, tile, ld,
+                       next.part(i0 / tile_cols, blocks_of(chunk.count, tile_cols), stores));
             take(chunk, b, token, n, i0, cols, tile, ld);
           }
         });

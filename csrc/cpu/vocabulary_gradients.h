@@ -47,6 +47,7 @@ class SummedGradient {
     return in_place_ ? in_place_ + row * stride_ : room_.data + place * cols_;
   }
   int64_t stride() const { return in_place_ ? stride_ : cols_; }
+  Rows<const T> matrix(int64_t rows) const { return {in_place_, rows, cols_, stride_}; }
 
   void finish(int64_t row, int64_t place) const {
     if (!in_place_) (to_ + row * stride_).write(cols_, room_.data + place * cols_);
@@ -142,11 +143,10 @@ class Gradients {
         for (int64_t i0 = 0; i0 < chunk_.count; i0 += kCols)
           chunk_.fill(packed, token, n, i0, smaller(kCols, chunk_.count - i0), tile(token, i0), ld);
       }
-      if (to_input_ && keeps_) fetch(tokens, token, n);
       for (int64_t half = 0; to_input_ && half * W < up_to(Shape::cols, p_.width); ++half)
         pack_columns(Columns<const S>(tokens.part(token, n)), half * W,
                      token_slivers_.data + (half / 2 * panel_rows + token - panel) * Shape::cols + half % 2 * W);
-      differentiate_block(token, n);
+      differentiate_block(token, n, keeps_ && to_input_ ? next_block(tokens, token, p_.threads) : Ahead{});
     });
     if (to_input_) add_to_rows(panel, panel_rows);
   }
@@ -172,9 +172,10 @@ class Gradients {
  private:
   T* bias_sums(int64_t token) const { return bias_sums_.data + (keeps_ ? token : token % p_.panel_tokens()); }
 
-  __attribute__((noinline)) void differentiate_block(int64_t token, int64_t n) const {
-    if (to_weight_.is_in_place() && chunk_.first > 0)
-      fetch(Rows<const T>{to_weight_.row(token, 0), n, p_.width, to_weight_.stride()}, 0, n);
+  // `next`: what is asked for meanwhile, beside the sums that the next block adds to.
+  __attribute__((noinline)) void differentiate_block(int64_t token, int64_t n, const Ahead& next) const {
+    const bool has_sums = to_weight_.is_in_place() && chunk_.first > 0;
+    const Ahead next_sums = has_sums ? next_block(to_weight_.matrix(p_.tokens), token, p_.threads) : Ahead{};
     for (int64_t i0 = 0; i0 < chunk_.count; i0 += kCols) {
       const int64_t cols = smaller(kCols, chunk_.count - i0);
       const bool adds = chunk_.first + i0 > 0;
@@ -184,8 +185,12 @@ class Gradients {
       if (!to_weight_) continue;
       const SumsOfRows<T> to{
           to_weight_.row(token, token % p_.panel_tokens()), to_weight_.stride(), n, p_.width, nullptr, adds};
+      const int64_t part = i0 / kCols, parts = blocks_of(chunk_.count, kCols), stores = n * blocks_of(p_.width, W);
+      Ahead ahead = next.part(part, parts, stores), ahead_sums = next_sums.part(part, parts, stores);
+      const WithAhead<SumsOfRows<T>> first{to, ahead};
       const auto columns = [&](int64_t j) { return row_slivers_.data + j * chunk_.count + i0 * Shape::cols; };
-      register_tiles<T, ld, 1>(gradients, columns, Shape::cols, n, p_.width, cols, to);
+      register_tiles<T, ld, 1>(gradients, columns, Shape::cols, n, p_.width, cols,
+                               WithAhead<WithAhead<SumsOfRows<T>>>{first, ahead_sums});
     }
   }
 
