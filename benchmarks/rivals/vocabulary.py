@@ -1,4 +1,4 @@
-"""Losses over a vocabulary as the field writes them in PyTorch, with all logits in memory, and torch's own fused one."""
+"""Losses over a vocabulary as the field writes them, with all logits in memory, and torch's own without them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -248,7 +248,7 @@ class Op:
         self, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any], outs: Sequence[Tensor], in_place: bool = False
     ) -> list[Tensor | None]:
         """The gradients that the forward has made of its first output, times the gradient of that."""
-        if in_place and grad.is_cpu and grad.item() == 1:
+        if in_place and grad.is_cpu and grad.item() == 1:  # a pass over a large gradient saved
             return [gradient if want else None for gradient, want in zip(outs[1:], wanted, strict=True)]
         times = torch.Tensor.mul_ if in_place else torch.mul
         made = zip(self.tensors, outs[1:], wanted, strict=True)
