@@ -23,7 +23,8 @@ namespace mmkern {
   F(level, adaptive_norm)                                                                                              \
   F(level, attention)                                                                                                  \
   F(level, attention_rows)                                                                                             \
-  F(level, contrastive) F(level, diffusion) F(level, group_norm) F(level, hyperbolic) F(level, retrieval)
+  F(level, contrastive)                                                                                                \
+  F(level, diffusion) F(level, group_norm) F(level, hyperbolic) F(level, retrieval) F(level, vocabulary)
 #define MMKERN_DECLARE_TABLE(level, name) KernelTable name##_kernels();
 #define MMKERN_DECLARE_TABLES(level)                                                                                   \
   namespace level {                                                                                                    \

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 RUN = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("attention", "contrastive", "modulation", "diffusion", "retrieval")),
+    *(f"docs/{name}.md" for name in ("attention", "contrastive", "vocabulary", "modulation", "diffusion", "retrieval")),
 )
 ALL = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 

@@ -18,6 +18,7 @@ FAMILIES = (
     "multi_source",
     "contrastive",
     "retrieval",
+    "vocabulary",
     "hyperbolic",
     "modulation",
     "gated",

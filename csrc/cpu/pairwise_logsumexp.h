@@ -12,45 +12,19 @@ namespace mmkern {
 inline namespace MMKERN_ISA {
 namespace contrastive {
 
-template <class T>
-MMKERN_FN Vec<T> finite_shift(Vec<T> top) {
-  return select(top == Vec<T>(minus_infinity<T>()), Vec<T>(T(0)), top);
-}
-
 // The log-sum-exps of pairs of one kind.
 template <class T>
 class LogSums {
  public:
   LogSums(int64_t rows, int64_t cols, int64_t most_blocks)
-      : rows_(rows),
-        cols_(cols),
-        stride_(up_to(W, cols)),
-        softmax_(rows),
-        tops_(stride_),
-        totals_(stride_),
-        block_tops_(most_blocks * stride_),
-        block_totals_(most_blocks * stride_) {
+      : rows_(rows), cols_(cols), softmax_(rows), columns_(cols, most_blocks) {
     for (int64_t i = 0; i < rows; ++i) softmax_.data[i] = {};
-    for (int64_t j = 0; j < stride_; ++j) {
-      tops_.data[j] = minus_infinity<T>();
-      totals_.data[j] = 0;
-    }
   }
 
   // Takes a tile of rows i, ... and columns j, ... of the scores, which it overwrites; the rows are a whole `block`.
   template <class Pairs>
   void add(const Pairs& pairs, int64_t block, int64_t i, int64_t j, int rows, int cols, T* tile, int64_t ld) {
-    T *const tops = block_tops_.data + block * stride_ + j, *const totals = block_totals_.data + block * stride_ + j;
-    for (int c = 0; c < cols; c += W) {
-      Vec<T> top(minus_infinity<T>()), total(T(0));
-      for (int r = 0; r < rows; ++r)
-        if (pairs.counts(i + r)) top = max(Vec<T>::load(tile + r * ld + c), top);
-      const Vec<T> shift = finite_shift(top);
-      for (int r = 0; r < rows; ++r)
-        if (pairs.counts(i + r)) total += exp_flushed(Vec<T>::load(tile + r * ld + c) - shift);
-      top.store(tops + c);
-      total.store(totals + c);
-    }
+    columns_.add(block, j, rows, cols, tile, ld, [&](int64_t r) { return pairs.counts(i + r); });
     for (int r = 0; r < rows; ++r) {
       pairs.hide(tile + r * ld, j, cols);
       softmax_.data[i + r].weigh(tile + r * ld, cols);
@@ -58,36 +32,21 @@ class LogSums {
   }
 
   // Takes what the first `blocks` of them have left of the columns.
-  void merge(int64_t blocks) {
-    for (int64_t j = 0; j < cols_; j += W) {
-      Vec<T> top = Vec<T>::load(tops_.data + j), total = Vec<T>::load(totals_.data + j);
-      for (int64_t b = 0; b < blocks; ++b) {
-        const Vec<T> other = Vec<T>::load(block_tops_.data + b * stride_ + j), before = top;
-        top = max(other, top);
-        const Vec<T> shift = finite_shift(top);
-        total = total * exp_flushed(before - shift) +
-                Vec<T>::load(block_totals_.data + b * stride_ + j) * exp_flushed(other - shift);
-      }
-      top.store(tops_.data + j);
-      total.store(totals_.data + j);
-    }
-  }
+  void merge(int64_t blocks) { columns_.merge(blocks); }
 
   void write(const View& rows, const View& cols) const {
-    const Scratch<T> logs(rows_ + stride_);
+    const Scratch<T> logs(rows_ + columns_.stride);
     logs_of_sums(softmax_.data, rows_, logs.data);
-    for (int64_t j = 0; j < stride_; j += W)
-      (Vec<T>::load(tops_.data + j) + log(Vec<T>::load(totals_.data + j))).store(logs.data + rows_ + j);
+    columns_.logs(logs.data + rows_);
     const RowScalars<T> to_rows = row_scalars<T>(rows), to_cols = row_scalars<T>(cols);
     for (int64_t i = 0; i < rows_; ++i) to_rows.set(i, logs.data[i]);
     for (int64_t j = 0; j < cols_; ++j) to_cols.set(j, logs.data[rows_ + j]);
   }
 
  private:
-  static constexpr int W = Vec<T>::size;
-  const int64_t rows_, cols_, stride_;
+  const int64_t rows_, cols_;
   const Scratch<Softmax<T>> softmax_;
-  const Scratch<T> tops_, totals_, block_tops_, block_totals_;  // [cols], [cols], [blocks, cols], [blocks, cols]
+  ColumnSoftmax<T> columns_;
 };
 
 inline thread_local ThreadBuffer positive_tile;

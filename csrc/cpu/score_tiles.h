@@ -220,16 +220,45 @@ MMKERN_FN void pack_rows(const X& x, int64_t i0, int64_t rows, T* packed) {
     pack_part(x, i0, rows, k, smaller(k + depth, x.cols), packed);
 }
 
+// Lines that are asked for from memory while a product runs, some for each vector that it stores.
+struct Ahead {
+  const char *next = nullptr, *end = nullptr;
+  int64_t lines = 0;  // at a time
+
+  // A part of them, for a product that stores so many vectors.
+  Ahead part(int64_t index, int64_t parts, int64_t stores) const {
+    const int64_t bytes = blocks_of(blocks_of(end - next, parts), 64) * 64;
+    return {next + index * bytes, next + (index + 1) * bytes < end ? next + (index + 1) * bytes : end,
+            blocks_of(bytes, 64 * (stores > 0 ? stores : 1))};
+  }
+  MMKERN_FN void step() {
+    for (int64_t l = 0; l < lines && next < end; ++l, next += 64) __builtin_prefetch(next);
+  }
+};
+
+template <class Sink>
+struct WithAhead {
+  const Sink& into;
+  Ahead& ahead;
+
+  template <class V>
+  MMKERN_FN void operator()(int64_t i, int64_t j, V sum) const {
+    into(i, j, sum);
+    ahead.step();
+  }
+};
+
 // The block of S at rows [i0, ...) of packed X and the cols columns of packed Y. Compiled once for all epilogues.
 template <class T>
-__attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys, int64_t cols, int64_t D, T* block) {
+__attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys, int64_t cols, int64_t D, T* block,
+                                          int64_t ld = TileShape<T>::block_stride, Ahead ahead = {}) {
   using Shape = TileShape<T>;
   const int64_t depth = depth_of<T>(D);
-  for (int64_t i = 0; D == 0 && i < rows * Shape::block_stride; ++i) block[i] = 0;
+  for (int64_t i = 0; D == 0 && i < rows * ld; ++i) block[i] = 0;
   for (int64_t k = 0; k < D; k += depth, xs += rows * Shape::depth)
     register_tiles<T, Shape::depth, 1>(
         xs, [&](int64_t j) { return ys + j * D + k * Shape::cols; }, Shape::cols, rows, cols, smaller(depth, D - k),
-        Into<T>{block, Shape::block_stride, k != 0});
+        WithAhead<Into<T>>{{block, ld, k != 0}, ahead});
 }
 
 // Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of

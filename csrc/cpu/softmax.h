@@ -1,6 +1,7 @@
 // The softmax of a row whose scores come block by block.
 #pragma once
 
+#include "row_ops.h"
 #include "score_tiles.h"
 
 namespace mmkern {
@@ -79,6 +80,76 @@ void logs_of_sums(const Softmax<T>* rows, int64_t n, T* logs) {
   }
   for (int64_t r = 0; r < n; ++r) logs[r] += rows[r].top;
 }
+
+// Log-sum-exps of columns whose scores come in tiles, down the rows: a block of rows leaves a largest score and a sum
+// of each column, which are merged in the order of the blocks, whoever computed them.
+template <class T>
+class ColumnSoftmax {
+ public:
+  const int64_t stride;  // the number of columns, in whole vectors
+
+  ColumnSoftmax(int64_t cols, int64_t most_blocks)
+      : stride(up_to(W, cols)),
+        tops_(stride),
+        totals_(stride),
+        block_tops_(most_blocks * stride),
+        block_totals_(most_blocks * stride) {
+    reset();
+  }
+
+  void reset() {
+    for (int64_t j = 0; j < stride; ++j) {
+      tops_.data[j] = minus_infinity<T>();
+      totals_.data[j] = 0;
+    }
+  }
+
+  // Takes a tile of columns j, ..., in whole vectors; the rows, of which those that `counts` names count, are a whole
+  // `block`.
+  template <class Counts>
+  void add(int64_t block, int64_t j, int64_t rows, int64_t cols, const T* tile, int64_t ld, const Counts& counts) {
+    T *const tops = block_tops_.data + block * stride + j, *const totals = block_totals_.data + block * stride + j;
+    for (int64_t c = 0; c < cols; c += W) {
+      Vec<T> top(minus_infinity<T>()), total(T(0));
+      for (int64_t r = 0; r < rows; ++r)
+        if (counts(r)) top = max(Vec<T>::load(tile + r * ld + c), top);
+      for (int64_t r = 0; r < rows; ++r)
+        if (counts(r)) total += weight(Vec<T>::load(tile + r * ld + c), top);
+      top.store(tops + c);
+      total.store(totals + c);
+    }
+  }
+
+  // Takes what the first `blocks` of them have left.
+  void merge(int64_t blocks) {
+    for (int64_t j = 0; j < stride; j += W) {
+      Vec<T> top = Vec<T>::load(tops_.data + j), total = Vec<T>::load(totals_.data + j);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const Vec<T> other = Vec<T>::load(block_tops_.data + b * stride + j), before = top;
+        top = max(other, top);
+        total = total * weight(before, top) + Vec<T>::load(block_totals_.data + b * stride + j) * weight(other, top);
+      }
+      top.store(tops_.data + j);
+      total.store(totals_.data + j);
+    }
+  }
+
+  // Scalar: for (j < stride) logs[j] = log Σ exp(s) of column j
+  void logs(T* to) const {
+    for (int64_t j = 0; j < stride; j += W)
+      (Vec<T>::load(tops_.data + j) + log(Vec<T>::load(totals_.data + j))).store(to + j);
+  }
+
+ private:
+  static constexpr int W = Vec<T>::size;
+
+  // Infinity below infinity, of either sign, has the weight 1.
+  static MMKERN_FN Vec<T> weight(Vec<T> score, Vec<T> top) {
+    return exp_flushed(select(score == top, Vec<T>(T(0)), score - top));
+  }
+
+  const Scratch<T> tops_, totals_, block_tops_, block_totals_;  // [cols], [cols], [blocks, cols], [blocks, cols]
+};
 
 }  // namespace MMKERN_ISA
 }  // namespace mmkern

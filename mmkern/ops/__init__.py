@@ -56,6 +56,7 @@ from .multi_source import Source as Source  # what an op takes, and none itself
 from .multi_source import multi_source_attention
 from .retrieval import linear_topk, pairwise_topk
 from .timestep_embedding import timestep_embedding
+from .vocabulary import linear_cross_entropy, linear_log_prob
 
 __all__ = [
     "ada_layer_norm",
@@ -82,6 +83,8 @@ __all__ = [
     "info_nce_loss",
     "layer_norm",
     "lcm_step",
+    "linear_cross_entropy",
+    "linear_log_prob",
     "linear_topk",
     "lorentz_centroid",
     "lorentz_contrastive_loss",

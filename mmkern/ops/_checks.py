@@ -241,11 +241,3 @@ def check_broadcast(
     trailing = full[len(full) - x.dim() :]
     if x.dim() > len(full) or not all(map(broadcasts, x.shape, trailing)):
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected to broadcast to {list(full)}")
-
-
-def named(op: str, raw: Any, call: Callable[..., Any], *args: Any) -> Any:
-    """``call``, of the op ``raw``, with errors that name the public function."""
-    try:
-        return call(*args)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{op}: {str(error).removeprefix(f'{raw.name}: ')}") from error

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from mmkern.reference import contrastive as reference
 
-from ._checks import Arguments, Check, check_tensor, floating_rows, matrices, named, positive, scalar
-from ._define import Kind, Op, define
+from ._checks import Arguments, Check, check_tensor, floating_rows, matrices, positive, scalar
+from ._define import Kind, Op, define, named, needs_gradient
 from ._layouts import dense_rows
 from ._outputs import summed
 from .hyperbolic import Reduction
@@ -151,10 +151,6 @@ def log_sums(
     args = named(op, raw, raw._prepare, (x, y, *numbers, *pairs, diagonal, False))
     shards = join(op, group, *args[: 2 + len(numbers)], words=words)
     return shards, shards.log_sums(raw, *args)
-
-
-def needs_gradient(*args: Any) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 def keeps_products(x: Tensor, y: Tensor, *others: Any) -> bool:

@@ -44,7 +44,7 @@ _AUTOGRAD_KEYS = tuple(
 )
 _library = torch.library.Library("mmkern", "DEF")
 
-Kind = Literal["vector", "grid", "row_scalar", "scalar", "fixed", "option"]
+Kind = Literal["vector", "grid", "matrix", "row_scalar", "scalar", "fixed", "option"]
 Autocast = Literal["float32", "lower", "keep"]
 
 
@@ -52,9 +52,10 @@ Autocast = Literal["float32", "lower", "keep"]
 class Argument:
     """One argument of a schema.
 
-    A *vector* is read row by row, all rows with one stride; a *grid* has a stride on each axis but the last; a *row
-    scalar* has one number a row; a *scalar* is a 0-d tensor and may be a float in the public call. These take a
-    gradient. A *fixed* tensor (a mask, lengths, a seed) takes none; an *option* is no tensor.
+    A *vector* is read row by row, all rows with one stride; so is a *matrix*, of an op that is not row-wise; a *grid*
+    has a stride on each axis but the last; a *row scalar* has one number a row; a *scalar* is a 0-d tensor and may be a
+    float in the public call. These take a gradient. A *fixed* tensor (a mask, lengths, a seed) takes none; an *option*
+    is no tensor.
     """
 
     name: str
@@ -90,8 +91,8 @@ class Op:
 
     def __post_init__(self) -> None:
         kinds = [a.kind for a in self.arguments]
-        self.lead = next(i for i, kind in enumerate(kinds) if kind in ("vector", "grid"))
-        self.vectors = tuple(i for i, kind in enumerate(kinds) if kind in ("vector", "grid", "row_scalar"))
+        self.lead = next(i for i, kind in enumerate(kinds) if kind in ("vector", "grid", "matrix"))
+        self.vectors = tuple(i for i, kind in enumerate(kinds) if kind in ("vector", "grid", "matrix", "row_scalar"))
         self.tensors = tuple(i for i, kind in enumerate(kinds) if kind not in ("fixed", "option"))
         self.scalars = tuple(i for i, kind in enumerate(kinds) if kind == "scalar")
         # Sums over many rows come back in the dtype of the sum.
@@ -252,6 +253,8 @@ class Op:
         self, grad: Tensor, wanted: Sequence[bool], args: Sequence[Any], outs: Sequence[Tensor], in_place: bool = False
     ) -> list[Tensor | None]:
         """The gradients that the forward has made of its first output, times the gradient of that."""
+        if in_place and grad.is_cpu and grad.item() == 1:  # a pass over a large gradient saved
+            return [gradient if want else None for gradient, want in zip(outs[1:], wanted, strict=True)]
         times = torch.Tensor.mul_ if in_place else torch.mul
         made = zip(self.tensors, outs[1:], wanted, strict=True)
         return [times(gradient, grad).to(args[i].dtype) if want else None for i, gradient, want in made]
@@ -365,9 +368,25 @@ def _alone(found: tuple[Tensor, ...]) -> Result:
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "vector": dense_rows,
     "grid": dense_last_axis,
+    "matrix": dense_rows,
     "row_scalar": Tensor.contiguous,
 }
 _profiling = torch._C._autograd._profiler_enabled
+
+
+def needs_gradient(*args: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def named(op: str, raw: Op, call: Callable[..., Any], *args: Any, names: Mapping[str, str] | None = None) -> Any:
+    """``call``, of ``raw``, with errors that name the public function and, where they are others, its arguments."""
+    try:
+        return call(*args)
+    except (TypeError, ValueError) as error:
+        message = str(error).removeprefix(f"{raw.name}: ")
+        for inner, outer in (names or {}).items():
+            message = re.sub(rf"\b{inner}\b", outer, message)
+        raise type(error)(f"{op}: {message}") from error
 
 
 def _plain(args: Sequence[Any]) -> list[Any]:

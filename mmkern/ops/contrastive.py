@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from mmkern.reference import contrastive as reference
 
-from ._checks import NUMBER, check_number, floating_rows, matrices, named, scalar
+from ._checks import NUMBER, check_number, floating_rows, matrices, scalar
 from ._contrastive import (
     check_pairs,
     join,
@@ -37,12 +37,11 @@ from ._contrastive import (
     log_sums,
     lorentz_pairwise_logsumexp,
     losses_of,
-    needs_gradient,
     pairwise_logsumexp,
     reduced,
     wide,
 )
-from ._define import define
+from ._define import define, named, needs_gradient
 from ._outputs import summed
 from .hyperbolic import Reduction, lorentz_entailment_loss
 

@@ -18,10 +18,9 @@ from ._checks import (
     check_tensor,
     floating_rows,
     matrices,
-    named,
     positive,
 )
-from ._define import Op, define
+from ._define import Op, define, named
 from ._outputs import indices, summed
 
 Metric = Literal["dot", "cosine", "l2", "lorentz"]
