@@ -16,6 +16,7 @@ import mmkern
 from mmkern import ops
 from mmkern.ops._define import OPS
 from mmkern.ops.hyperbolic import Reduction
+from mmkern.reference import vocabulary as reference
 from tests import contract
 from tests.cases.case import Case
 from tests.cases.vocabulary import CASES, NOT_FINITE
@@ -382,6 +383,17 @@ def test_a_target_outside_is_found_when_compiled() -> None:
     run = torch.compile(lambda x, w, t: ops.linear_cross_entropy(x, w, t), fullgraph=True, backend="eager")
     with pytest.raises(ValueError, match="target has 31, expected a token from 0 to 29"):
         run(x.detach(), weight.detach(), target.where(target >= 0, 31))
+
+
+def test_a_target_outside_is_nan_where_reading_it_would_wait() -> None:
+    """As on a GPU: neither read nor taken for another token."""
+    x, weight, w = torch.randn(4, 3), torch.randn(5, 3), torch.rand(5)
+    target = torch.tensor([4, 5, -1, -100])
+    found = reference.linear_logsumexp(x, weight, None, w, target, 0.0, 1.0, -100, True)
+    options: Any = {"vocabulary": 5, "ignore_index": -100, "label_smoothing": 0.1, "z_loss": 0.1, "reduction": "none"}
+    losses = reference.cross_entropy(*found, w, target, **options)
+    assert losses.isnan().tolist() == [False, True, True, False]
+    assert losses[3] == 0
 
 
 def test_verify_sees_the_kernels() -> None:

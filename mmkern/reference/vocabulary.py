@@ -27,7 +27,8 @@ def linear_logsumexp(
     """Of ``l_v = cap(input·linear_weight_v + bias_v) / temperature``, ``cap(z) = softcap·tanh(z / softcap)``.
 
     Of each row of ``[N, D]``: ``log Σ exp(l_v)`` over the tokens that are not its target, the target's logit, and
-    ``Σ weight_v·l_v`` over all, if it is asked for, else 0. A row without a target has zeros.
+    ``Σ weight_v·l_v`` over all, if it is asked for, else 0. A row without a target has zeros; the logit of a target
+    that is no token is NaN.
     """
     seen = target != ignore_index
     rows = _wide(input).where(seen.unsqueeze(-1), 0.0)
@@ -36,10 +37,11 @@ def linear_logsumexp(
         logits = softcap * torch.tanh(logits / softcap)
     if inverse_temperature != 1:
         logits = logits * inverse_temperature
-    index = target.where(seen, 0).unsqueeze(-1)
+    is_token = (target >= 0) & (target < logits.shape[-1])
+    index = target.where(is_token, 0).unsqueeze(-1)
     is_target = torch.arange(logits.shape[-1], device=logits.device) == index
     others = logits.masked_fill(is_target, -torch.inf).logsumexp(-1)
-    positive = logits.gather(-1, index).squeeze(-1)
+    positive = logits.gather(-1, index).squeeze(-1).where(is_token, torch.nan)
     totals = (logits if weight is None else logits * weight).sum(-1)
     return others.where(seen, 0.0), positive.where(seen, 0.0), totals.where(seen & sums_logits, 0.0)
 
@@ -65,7 +67,8 @@ def cross_entropy(
     if weight is None:
         weights = seen.to(others.dtype)
     else:
-        weights = weight.to(others.dtype)[target.where(seen, 0)].where(seen, 0.0)
+        of_target = weight.to(others.dtype)[target.clamp(0, vocabulary - 1)]
+        weights = of_target.where(seen, 0.0)
     losses = -functional.logsigmoid(positive - others) * weights
     log_sums = torch.logaddexp(others, positive) if label_smoothing or z_loss else others
     if label_smoothing:
