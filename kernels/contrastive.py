@@ -31,7 +31,7 @@ from mmkern.kernels.rows import scalar
 from mmkern.kernels.scalar_math import div, exp, log1p
 from torch import Tensor
 
-BLOCK_SIDE = 4096  # of the weights that a backward has at a time: 64 MB of floats
+from mmkern.backends.pair_blocks import blocks_of_pairs, room_for_sums
 
 
 @triton.jit
@@ -110,10 +110,6 @@ class _Block:
         return self.rows.start - self.columns.start if is_there else self.pairs.shape[1]
 
 
-def _slices(size: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
 def _differentiate(
     pairs: AllPairs,
     function: Any,
@@ -124,11 +120,9 @@ def _differentiate(
     is_exact: bool,
 ) -> None:
     """A block of pairs after the other: squares, or longer ones of a short side."""
-    n, m = pairs.shape
-    row_slices = _slices(n, BLOCK_SIDE * max(BLOCK_SIDE // m, 1))
-    column_slices = _slices(m, BLOCK_SIDE * max(BLOCK_SIDE // n, 1))
-    x_total = _room_for_sums(gradients[0], len(column_slices))
-    y_total = _room_for_sums(gradients[1], len(row_slices))
+    row_slices, column_slices = blocks_of_pairs(*pairs.shape)
+    x_total = room_for_sums(gradients[0], len(column_slices))
+    y_total = room_for_sums(gradients[1], len(row_slices))
     for rows in row_slices:
         for columns in column_slices:
             block = _Block(pairs.part(rows, columns), rows, columns)
@@ -143,12 +137,6 @@ def _differentiate(
     for gradient, total in zip(gradients, (x_total, y_total), strict=True):
         if gradient is not None and total is not None and total is not gradient:
             gradient.copy_(total)
-
-
-def _room_for_sums(gradient: Tensor | None, terms: int) -> Tensor | None:
-    if gradient is None or gradient.dtype == torch.float32 or terms == 1:
-        return gradient
-    return torch.empty_like(gradient, dtype=torch.float32)
 
 
 def _fill(value: float, tensors: tuple[Tensor | None, ...]) -> None:

@@ -85,3 +85,16 @@ def kernels_when_compiled(run: Callable[..., Tensor], *args: Tensor) -> list[str
 
     torch.testing.assert_close(both(torch.compile(run, fullgraph=True, backend=backend)), both(run))
     return kernels
+
+
+def saved_bytes(run: Callable[[], Any]) -> list[int]:
+    """Of each memory that autograd keeps of a call for its backward."""
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run()
+    return list(saved.values())

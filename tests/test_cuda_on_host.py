@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmkern.backends import cuda, cuda_launch
 from tests import contract
-from tests.cases import attention, attention_rows, diffusion, gated, group_norm, modulation
+from tests.cases import attention, attention_rows, contrastive, diffusion, gated, group_norm, modulation
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 from tests.cuda_on_host import calls, frame
 from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, sanitizer_environment
@@ -248,6 +248,7 @@ def _repeated(value: Any, times: int) -> Any:
 def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
     ops = {name for name, op in contract.OPS.items() if op.family in cuda_launch.FAMILIES}
     elsewhere = {"cross_attention_varlen", "multi_source_attention", "timestep_embedding"}
+    elsewhere |= {contrastive.LOG_SUMS[0], contrastive.LABELLED, contrastive.RETAINED[0], "sigmoid_loss"}
     assert {name.removesuffix("_backward") for name in cuda.KERNELS} == ops - elsewhere
     launcher.launched.clear()
     for op in OPS:
@@ -258,6 +259,9 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
                 calls.both(case, dtype)
     for case in attention_rows.CASES:
         if case.label in ("9x123-near", "odd-plain", "1x2x9x128-plain"):
+            calls.both(case, torch.float32)
+    for case in contrastive.CASES:
+        if (case.op, case.label) in contrastive.OF_EVERY_CUDA_KERNEL:
             calls.both(case, torch.float32)
     for case in (case for family in (modulation, gated, group_norm, diffusion) for case in family.of_every_kernel()):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):

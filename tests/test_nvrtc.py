@@ -15,6 +15,8 @@ SOME = (
     "rows<PairScalar<LorentzDistance>::Backward>",
     "centroid",
     "pairwise_product",
+    "log_sum_weights",
+    "merge_sums<LogSum>",
     "sum_partials",
     "attention<Bfloat16, 64>",
     "attention<Float32, 64>",

@@ -237,22 +237,10 @@ def test_same_bits_for_any_number_of_threads(n: int, options: dict[str, Any]) ->
             assert all(map(torch.equal, first, other))
 
 
-def saved_bytes(run: Callable[[], Tensor]) -> list[int]:
-    saved: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        run()
-    return list(saved.values())
-
-
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_logits_are_saved(reduction: Reduction) -> None:
     x, weight, _, target = problem(600, 900, 8, torch.float32)
-    saved = saved_bytes(lambda: ops.linear_cross_entropy(x, weight, target, reduction=reduction))
+    saved = contract.saved_bytes(lambda: ops.linear_cross_entropy(x, weight, target, reduction=reduction))
     assert sum(saved) < 600 * 900
     gradients = 0 if reduction == "none" else 2  # and then each of them once
     assert sorted(saved).count(weight.nbytes) <= 1 + gradients // 2

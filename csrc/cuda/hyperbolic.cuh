@@ -6,6 +6,8 @@
 #include "hyperbolic_centroid.cuh"
 #include "hyperbolic_pairwise.cuh"
 #include "hyperbolic_rows.cuh"
+#include "pairwise_product.cuh"
+#include "sum_partials.cuh"
 
 #define MMKERN_ROW_KERNELS(KERNEL, ...) KERNEL(rows<__VA_ARGS__::Forward>) KERNEL(rows<__VA_ARGS__::Backward>)
 #define MMKERN_PAIRWISE_KERNELS(KERNEL, ...) KERNEL(pairwise<__VA_ARGS__>) KERNEL(pairwise_weights<__VA_ARGS__>)

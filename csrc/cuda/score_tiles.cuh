@@ -142,6 +142,7 @@ struct ScoreTile {
   i64 row, col;  // of the tile
   ScoreShared& shared;
 
+  MMKERN_FN bool has(int i, int j) const { return row + i < x.rows && col + j < y.rows; }
   MMKERN_FN float xx(int i) const { return shared.parts[0][0][i] + shared.parts[0][1][i]; }
   MMKERN_FN float yy(int j) const { return shared.parts[1][0][j] + shared.parts[1][1][j]; }
 
@@ -183,6 +184,84 @@ struct Visited {
   int n;
   MMKERN_FN int row() const { return n * (kTileThreads / kTile) + int(threadIdx.x) / kTile; }
   MMKERN_FN int col() const { return int(threadIdx.x) % kTile; }
+};
+
+// ---- What a tile leaves of each of its rows and of its columns ------------------------------------------------------
+
+struct PlainSum {
+  float total;
+
+  static MMKERN_FN PlainSum none() { return {0}; }
+  // Of what the lanes of a warp bring.
+  static MMKERN_FN PlainSum of_warp(float x) {
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+    return {x};
+  }
+  MMKERN_FN void add(float x) { total += x; }
+  MMKERN_FN void add(PlainSum other) { total += other.total; }
+  MMKERN_FN float get() const { return total; }
+};
+
+// Of exponentials, below the largest exponent; that of nothing is -inf.
+struct LogSum {
+  float top, total;
+
+  static MMKERN_FN LogSum none() { return {-infinity(), 0}; }
+  static MMKERN_FN LogSum of_warp(float x) {
+    float top = x;
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, lanes));
+    return {top, PlainSum::of_warp(expf(x - base(top))).total};
+  }
+  MMKERN_FN void add(float x) { add(LogSum{x, 1}); }
+  MMKERN_FN void add(LogSum other) {
+    const float high = fmaxf(top, other.top), below = base(high);
+    total = fma(total, expf(top - below), other.total * expf(other.top - below));
+    top = high;
+  }
+  MMKERN_FN float get() const { return base(top) + logf(total); }
+
+ private:
+  // Infinite where nothing was added, or +inf: no base, as in logsumexp.
+  static MMKERN_FN float base(float top) { return fabsf(top) < infinity() ? top : 0; }
+};
+
+template <class Sum>
+struct SumsShared {
+  Sum rows[2][kTile];  // from the two warps that visit a row
+  Sum cols[2][kTile];  // from the two threads that visit a column
+};
+
+// Made before the tile loop, whose barriers part it from the visits.
+template <class Sum>
+struct TileSums {
+  SumsShared<Sum>& shared;
+  Sum of_col;
+
+  MMKERN_FN explicit TileSums(SumsShared<Sum>& shared) : shared(shared), of_col(Sum::none()) {
+    if (threadIdx.x < kTile) shared.rows[0][threadIdx.x] = shared.rows[1][threadIdx.x] = Sum::none();
+  }
+  // All threads call it at each of their visits.
+  MMKERN_FN void add(Visited at, float to_row, float to_col) {
+    const int thread = int(threadIdx.x);
+    const Sum of_row = Sum::of_warp(to_row);
+    if (thread % kWarp == 0) shared.rows[thread / kWarp % 2][at.row()].add(of_row);
+    of_col.add(to_col);
+  }
+  // To the block's place in row_parts [tiles of Y, N] and col_parts [tiles of X, M].
+  MMKERN_FN void store(const ScoreTile& tile, float* row_parts, float* col_parts) {
+    const int side = int(threadIdx.x) / kTile, k = int(threadIdx.x) % kTile;
+    shared.cols[side][k] = of_col;
+    __syncthreads();
+    Sum(&parts)[2][kTile] = side == 0 ? shared.rows : shared.cols;
+    Sum all = parts[0][k];
+    all.add(parts[1][k]);
+    const i64 row = tile.row + k, col = tile.col + k;
+    if (side == 0) {
+      if (row < tile.x.rows) row_parts[i64(blockIdx.x) * tile.x.rows + row] = all.get();
+    } else {
+      if (col < tile.y.rows) col_parts[i64(blockIdx.y) * tile.y.rows + col] = all.get();
+    }
+  }
 };
 
 }  // namespace device

@@ -2,8 +2,8 @@
 ``name_backward(grad, *inputs, curvature, *options, *input_grads, curvature_grad)``, the outputs given.
 
 Here a call becomes launches: which kernel, how many threads share a row, where partial sums lie. The kernels are
-``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. Attention, its companions, modulation and diffusion have
-files of their own, cuda_*.py.
+``csrc/cuda/hyperbolic*.cuh``; the structs below mirror theirs. All pairs of points, contrastive losses, attention, its
+companions, modulation and diffusion have files of their own, cuda_*.py.
 """
 
 from __future__ import annotations
@@ -25,81 +25,55 @@ from mmkern.backends import (
     cuda_group_norm,
     cuda_modulation,
 )
+from mmkern.backends.cuda_contrastive import LOG_SUM_OPS
 from mmkern.backends.cuda_launch import launch
-from mmkern.backends.cuda_tensors import COLUMNS, DTYPES, MAX_LANES, address, fits_vectors, lanes_of
+from mmkern.backends.cuda_pairs import PAIRWISE_OPS
+from mmkern.backends.cuda_sums import Total
+from mmkern.backends.cuda_tensors import (
+    COLUMNS,
+    DTYPES,
+    SCALAR,
+    address,
+    collapsed_stride,
+    dense_rows,
+    fits_vectors,
+    lanes_of,
+    scalar,
+)
 
 _MIN_THREADS = 128
 _MAX_BLOCKS = 4096  # of a row kernel, which walks on from there; bounds the partial sums
-_TILE = 64
-_TILE_THREADS = 128
 
 # The kernels' structs, in C's layout: P a pointer, q a 64-bit offset, i an int, f a float; 0q ends a struct.
-_SCALAR = "Pf0q"  # pointer, value
-_MATRIX = "Pqqqii0q"  # data, rows, cols, stride, dtype, vectors
 _ROW_ARGS = struct.Struct(
     "4P 4q 3P"  # in, in_stride, out
     "PqP P q"  # row_in, row_in_stride, row_out; curvature_partials; rows
-    f"{_SCALAR} f"  # curvature, option
+    f"{SCALAR} f"  # curvature, option
     "iiiii 0q"  # cols, lanes, dtype, row_dtype, vectors
 )
-_SUM_ARGS = struct.Struct("PPq")  # partials, total, count
 _CENTROID_ARGS = struct.Struct(
     "Pqq Pqq"  # x, set and member stride; weights, set and member stride
     "Pq PPP PP"  # grad, grad_stride; out, x_to, weights_to; curvature_partials, scratch
-    f"qq {_SCALAR} iiii 0q"  # sets, members; curvature; cols, lanes, dtype, vectors
+    f"qq {SCALAR} iiii 0q"  # sets, members; curvature; cols, lanes, dtype, vectors
 )
-_PAIRWISE_ARGS = struct.Struct(
-    f"{_MATRIX} {_MATRIX} P"  # x, y, out
-    f"Pqq PPP {_SCALAR}"  # grad, row and column stride; row_partials, col_partials, curvature_partials; curvature
-)
-_PRODUCT_ARGS = struct.Struct(f"{_MATRIX} {_MATRIX} Pqq Pq P")  # self, other; weights, strides; partials, count; out
 
 
 # ---- Tensors as kernels see them -------------------------------------------------------------------------------------
 
 
-def _scalar(value: float | Tensor) -> tuple[int, float]:
-    return (value.data_ptr(), 0.0) if isinstance(value, Tensor) else (0, value)
-
-
-def _collapsed_stride(x: Tensor, axes: int) -> int | None:
-    """The stride of the first ``axes`` axes walked as one, or None where they do not collapse."""
-    found, expected = 0, None
-    for size, stride in zip(x.shape[:axes][::-1], x.stride()[:axes][::-1], strict=True):
-        if size == 1:
-            continue
-        if expected is None:
-            found = stride
-        elif stride != expected:
-            return None
-        expected = stride * size
-    return found
-
-
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """``x`` as rows with one stride between them; copied only if its layout has none."""
-    if x.is_contiguous():
-        return x, x.shape[-1]
-    if x.shape[-1] == 1 or x.stride(-1) == 1:
-        stride = _collapsed_stride(x, x.dim() - 1)
-        if stride is not None:
-            return x, stride
-    return x.contiguous(), x.shape[-1]
-
-
 def _numbers(x: Tensor) -> tuple[Tensor, int]:
     """``x``, one number a row, with one stride between them."""
-    stride = 1 if x.is_contiguous() else _collapsed_stride(x, x.dim())
+    stride = 1 if x.is_contiguous() else collapsed_stride(x, x.dim())
     return (x.contiguous(), 1) if stride is None else (x, stride)
 
 
 def _sets(x: Tensor, kept: int) -> tuple[Tensor, int, int]:
     """``x`` as sets of members, and the strides of both; ``kept`` axes follow the leading ones."""
     leading = x.dim() - kept
-    stride = _collapsed_stride(x, leading)
+    stride = collapsed_stride(x, leading)
     if stride is None or (kept == 2 and x.shape[-1] != 1 and x.stride(-1) != 1):
         x = x.contiguous()
-        stride = _collapsed_stride(x, leading) or 0
+        stride = collapsed_stride(x, leading) or 0
     return x, stride, x.stride(leading)
 
 
@@ -107,23 +81,6 @@ def _row_grid(rows: int, lanes: int) -> tuple[int, int]:
     """Blocks, and threads of a block."""
     threads = max(lanes, _MIN_THREADS)
     return min(-(-rows * lanes // threads), _MAX_BLOCKS), threads
-
-
-class _CurvatureGradient:
-    """Partial sums, one a block, that a last kernel adds up in a fixed order."""
-
-    def __init__(self, total: Tensor | None, blocks: int) -> None:
-        self.total = total
-        self.partials = None if total is None else total.new_empty(blocks, dtype=torch.float32)
-
-    @property
-    def address(self) -> int:
-        return address(self.partials)
-
-    def finish(self) -> None:
-        if self.total is not None and self.partials is not None:
-            arguments = _SUM_ARGS.pack(self.partials.data_ptr(), self.total.data_ptr(), self.partials.numel())
-            launch("sum_partials", (1, 1), MAX_LANES, arguments, self.total.device)
 
 
 # ---- Row-wise ops ----------------------------------------------------------------------------------------------------
@@ -194,13 +151,13 @@ class _RowOp:
         cols, device, dtype = lead.shape[-1], lead.device, lead.dtype
         rows, lanes = lead.numel() // cols, lanes_of(cols)
         blocks, threads = _row_grid(rows, lanes)
-        inputs, strides = zip(*map(_rows, vectors), strict=True)  # the copies live until the launch
+        inputs, strides = zip(*map(dense_rows, vectors), strict=True)  # the copies live until the launch
         pointers = [x.data_ptr() for x in inputs]
         targets = [address(out) for out in outputs]
         in_vectors = fits_vectors(dtype.itemsize, cols, strides, (*pointers, *targets))
         numbers, numbers_stride = (None, 0) if row_in is None else _numbers(row_in)
         row_dtype = dtype if row_in is None else row_in.dtype
-        total = _CurvatureGradient(curvature_grad, blocks)
+        total = Total(curvature_grad, blocks)
         arguments = _ROW_ARGS.pack(
             *pointers,
             *(0,) * (4 - len(pointers)),
@@ -211,9 +168,9 @@ class _RowOp:
             address(numbers),
             numbers_stride,
             address(row_out),
-            total.address,
+            total.take(blocks),
             rows,
-            *_scalar(curvature),
+            *scalar(curvature),
             option,
             cols,
             lanes,
@@ -245,12 +202,12 @@ def _centroid(
     blocks, threads = _row_grid(sets, lanes)
     x, x_set_stride, x_member_stride = _sets(x, 2)
     weights, weight_set_stride, weight_member_stride = _sets(weights, 1)
-    grads, grad_stride = (None, 0) if grad is None else _rows(grad)
+    grads, grad_stride = (None, 0) if grad is None else dense_rows(grad)
     chunk = lanes * COLUMNS
     scratch = None
     if grad is not None and cols > chunk:
         scratch = torch.empty(sets * -(-cols // chunk) * chunk, dtype=torch.float32, device=x.device)
-    total = _CurvatureGradient(curvature_grad, blocks)
+    total = Total(curvature_grad, blocks)
     addresses = (x.data_ptr(), address(grads), address(out), address(x_grad))
     arguments = _CENTROID_ARGS.pack(
         x.data_ptr(),
@@ -264,11 +221,11 @@ def _centroid(
         address(out),
         address(x_grad),
         address(weights_grad),
-        total.address,
+        total.take(blocks),
         address(scratch),
         sets,
         members,
-        *_scalar(curvature),
+        *scalar(curvature),
         cols,
         lanes,
         DTYPES[x.dtype],
@@ -303,87 +260,6 @@ def _lorentz_centroid_backward(
     )
 
 
-# ---- All pairs -------------------------------------------------------------------------------------------------------
-
-
-def _matrix(x: Tensor, stride: int) -> tuple[int, int, int, int, int, bool]:
-    rows, cols = x.shape
-    address, dtype = x.data_ptr(), x.dtype
-    return address, rows, cols, stride, DTYPES[dtype], fits_vectors(dtype.itemsize, cols, (stride,), (address,))
-
-
-def _tiles(n: int) -> int:
-    return -(-n // _TILE)
-
-
-@dataclass(frozen=True)
-class _PairwiseOp:
-    """``functor`` is the op's type in hyperbolic_pairwise.cuh."""
-
-    functor: str
-
-    def forward(self, x: Tensor, y: Tensor, curvature: float | Tensor, out: Tensor) -> None:
-        (x, x_stride), (y, y_stride) = _rows(x), _rows(y)
-        arguments = _PAIRWISE_ARGS.pack(
-            *_matrix(x, x_stride), *_matrix(y, y_stride), out.data_ptr(), 0, 0, 0, 0, 0, 0, *_scalar(curvature)
-        )
-        grid = _tiles(y.shape[0]), _tiles(x.shape[0])
-        launch(f"pairwise<{self.functor}>", grid, _TILE_THREADS, arguments, x.device)
-
-    def backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        y: Tensor,
-        curvature: float | Tensor,
-        x_grad: Tensor | None,
-        y_grad: Tensor | None,
-        curvature_grad: Tensor | None,
-    ) -> None:
-        (x, x_stride), (y, y_stride) = _rows(x), _rows(y)
-        rows, cols = x.shape[0], y.shape[0]
-        tiles = _tiles(cols), _tiles(rows)
-
-        def workspace(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-        weights = workspace(rows, cols)
-        row_partials, col_partials = workspace(2 * tiles[0], rows), workspace(tiles[1], cols)
-        total = _CurvatureGradient(curvature_grad, tiles[0] * tiles[1])
-        of_x, of_y = _matrix(x, x_stride), _matrix(y, y_stride)
-        arguments = _PAIRWISE_ARGS.pack(
-            *of_x,
-            *of_y,
-            weights.data_ptr(),
-            grad.data_ptr(),
-            *grad.stride(),
-            row_partials.data_ptr(),
-            col_partials.data_ptr(),
-            total.address,
-            *_scalar(curvature),
-        )
-        launch(f"pairwise_weights<{self.functor}>", tiles, _TILE_THREADS, arguments, x.device)
-        total.finish()
-        if x_grad is not None:
-            _product(of_x, of_y, weights, row_partials, x_grad)
-        if y_grad is not None:
-            _product(of_y, of_x, weights.T, col_partials, y_grad)
-
-
-def _product(to: Sequence[int], other: Sequence[int], weights: Tensor, partials: Tensor, out: Tensor) -> None:
-    arguments = _PRODUCT_ARGS.pack(
-        *to,
-        *other,
-        weights.data_ptr(),
-        *weights.stride(),
-        partials.data_ptr(),
-        partials.shape[0],
-        out.data_ptr(),
-    )
-    rows, cols = out.shape
-    launch("pairwise_product", (_tiles(cols), _tiles(rows)), _TILE_THREADS, arguments, out.device)
-
-
 # ---- The table -------------------------------------------------------------------------------------------------------
 
 ROW_OPS = {
@@ -406,15 +282,10 @@ ROW_OPS = {
     "lorentz_entailment_loss": _RowOp("PairScalar<LorentzEntailmentLoss>", 2, gives_vector=False, has_option=True),
     "lorentz_parallel_transport": _RowOp("Transport<LorentzParallelTransport>", 3),
 }
-PAIRWISE_OPS = {
-    "lorentz_pairwise_inner": _PairwiseOp("LorentzPairwiseInner"),
-    "lorentz_pairwise_distance": _PairwiseOp("LorentzPairwiseDistance"),
-    "poincare_pairwise_distance": _PairwiseOp("PoincarePairwiseDistance"),
-}
 
 KERNELS: dict[str, Callable[..., None]] = {
-    **{name: op.forward for name, op in (ROW_OPS | PAIRWISE_OPS).items()},
-    **{f"{name}_backward": op.backward for name, op in (ROW_OPS | PAIRWISE_OPS).items()},
+    **{name: op.forward for name, op in (ROW_OPS | PAIRWISE_OPS | LOG_SUM_OPS).items()},
+    **{f"{name}_backward": op.backward for name, op in (ROW_OPS | PAIRWISE_OPS | LOG_SUM_OPS).items()},
     "lorentz_centroid": _lorentz_centroid,
     "lorentz_centroid_backward": _lorentz_centroid_backward,
     "cross_attention": cuda_attention.cross_attention,

@@ -17,7 +17,8 @@ MAX_LANES = 512
 MAX_COLUMNS = 1 << 30  # counted in int
 # csrc/cuda/access.cuh, where all rows begin and end at multiples of 16 bytes.
 ACCESS = {torch.float32: "Float32Vectors", torch.bfloat16: "Bfloat16Vectors", torch.float16: "Float16Vectors"}
-# The structs of csrc/cuda/grid_rows.cuh, in C's layout.
+SCALAR = "Pf0q"  # of csrc/cuda/device.cuh in C's layout: pointer, value
+# The structs of csrc/cuda/grid_rows.cuh.
 GRID = "P3q"  # data, strides
 SIZES = "q3i3i0q"  # rows; heads, length, cols; lanes, dtype, vectors
 
@@ -42,6 +43,35 @@ def fits_vectors(item_size: int, cols: int, strides: Sequence[int], addresses: S
     for pointer in addresses:
         bits |= pointer
     return not bits & 15
+
+
+def scalar(value: float | Tensor) -> tuple[int, float]:
+    return (value.data_ptr(), 0.0) if isinstance(value, Tensor) else (0, value)
+
+
+def collapsed_stride(x: Tensor, axes: int) -> int | None:
+    """The stride of the first ``axes`` axes walked as one, or None where they do not collapse."""
+    found, expected = 0, None
+    for size, stride in zip(x.shape[:axes][::-1], x.stride()[:axes][::-1], strict=True):
+        if size == 1:
+            continue
+        if expected is None:
+            found = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    return found
+
+
+def dense_rows(x: Tensor) -> tuple[Tensor, int]:
+    """``x`` as rows with one stride between them; copied only if its layout has none."""
+    if x.is_contiguous():
+        return x, x.shape[-1]
+    if x.shape[-1] == 1 or x.stride(-1) == 1:
+        stride = collapsed_stride(x, x.dim() - 1)
+        if stride is not None:
+            return x, stride
+    return x.contiguous(), x.shape[-1]
 
 
 # ---- Rows with a stride for each of batch, head and place: grid_rows.cuh ---------------------------------------------

@@ -15,6 +15,7 @@ from .hyperbolic import near, randn
 LOG_SUMS = ("pairwise_logsumexp", "lorentz_pairwise_logsumexp")
 LABELLED = "labelled_pairwise_logsumexp"
 RETAINED = ("retained_pairwise_logsumexp", "lorentz_retained_pairwise_logsumexp")
+OF_EVERY_CUDA_KERNEL = ((LOG_SUMS[1], "kept positives"), (LOG_SUMS[1], "near"), (RETAINED[1], "forgotten"))
 # More rows than a block of them, more columns, few of both, none.
 SIZES = (
     (1, 1, 3),

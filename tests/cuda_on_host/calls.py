@@ -61,12 +61,13 @@ def backward(
     if op.arguments[op.lead].kind == "grid":
         args = op._prepare(args)
         grads = [op._dense_gradient(g, args[op.lead]) for g in grads]
+    kept = in_tuple(forward(name, *args)) if op.backward_reads_outputs else ()
     with GuardedOutputs() as outputs:
         gradients = [
             outputs.new(op._empty_gradient(i, args[i], args[op.lead])) if want else None
             for i, want in zip(op.tensors, wanted, strict=True)
         ]
-        getattr(cuda, f"{name}_backward")(*grads, *args, *gradients)
+        getattr(cuda, f"{name}_backward")(*grads, *args, *kept, *gradients)
     return gradients
 
 
@@ -78,7 +79,7 @@ def both(case: Case, dtype: torch.dtype, grad: Tensor | None = None) -> list[Ten
     if f"{case.op}_backward" not in cuda.KERNELS:
         return [*in_tuple(out)]
     outs = in_tuple(out)
-    grads = [torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype) for out in outs]
+    grads = [torch.linspace(-1, 1, g.numel()).view(g.shape).to(g.dtype) for g in outs[: op.differentiable]]
     if grad is not None:
         grads[0] = grad
     gradients = backward(case.op, grads, [isinstance(args[i], Tensor) for i in op.tensors], args)

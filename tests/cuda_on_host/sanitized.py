@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from mmkern.backends import cuda_launch
-from tests.cases import attention, attention_rows, diffusion, gated, group_norm, modulation
+from tests.cases import attention, attention_rows, contrastive, diffusion, gated, group_norm, modulation
 from tests.cases.hyperbolic import CASES
 from tests.cuda_on_host.calls import both, widened
 from tests.cuda_on_host.harness import Build, every_family
@@ -47,6 +47,9 @@ def main() -> None:
             both(case, torch.float32)
             both(case, torch.bfloat16)
             both(case, torch.float16)
+        for case in contrastive.CASES:
+            if (case.op, case.label) in contrastive.OF_EVERY_CUDA_KERNEL:
+                both(case, torch.float32)
     missed = set(launcher.kernels) - launcher.launched
     assert not missed, f"never launched: {missed}"
     print("clean")

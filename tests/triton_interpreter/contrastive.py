@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmkern.kernels import contrastive as kernels
 from mmkern.kernels import score_tiles
 from torch import Tensor
 
+from mmkern.backends import pair_blocks
 from mmkern.ops._define import Op
 from tests.cases.case import Case
 from tests.cases.contrastive import (
@@ -50,12 +50,12 @@ _LONG = ("600x33x8", "33x1100x8", "1950x9x4", "kept forgotten", "49x300x20")
 @contextmanager
 def _small(tile: int, block: int) -> Iterator[None]:
     """Sides of tiles, and of the pairs whose weights are in memory at a time."""
-    side, blocks = score_tiles._side, kernels.BLOCK_SIDE
-    score_tiles._side, kernels.BLOCK_SIDE = lambda size, largest: tile, block
+    side, blocks = score_tiles._side, pair_blocks.BLOCK_SIDE
+    score_tiles._side, pair_blocks.BLOCK_SIDE = lambda size, largest: tile, block
     try:
         yield
     finally:
-        score_tiles._side, kernels.BLOCK_SIDE = side, blocks
+        score_tiles._side, pair_blocks.BLOCK_SIDE = side, blocks
 
 
 def contrastive() -> None:
