@@ -16,7 +16,7 @@ K = {"pairwise_topk": 10, "linear_topk": 50}
 def arguments(op: str, shape: Shape, generator: torch.Generator) -> list[Any]:
     assert shape.others is not None
     x, y = (torch.randn(rows, shape.width, generator=generator) for rows in (shape.rows, shape.others))
-    return [x, y, K[op]]
+    return [x, y, min(K[op], shape.others)]
 
 
 RETRIEVAL = Family(
