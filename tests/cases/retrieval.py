@@ -20,7 +20,7 @@ SIZES = (
     (17, 33, 64, 33),
     (49, 600, 20, 10),
     (97, 130, 200, 5),
-    (20, 2300, 8, 40),
+    (20, 900, 8, 40),
     (4, 3, 700, 2),
     (3, 21, 700, 6),
     (0, 4, 8, 2),
@@ -77,11 +77,11 @@ def _cases() -> Iterator[Case]:
     for n, m, d, k in SIZES:
         yield linear(f"{n}x{m}x{d}, {k}", points(n, d), points(m, d), k)
     for n in (3, 20):
-        h, weight, bias = points(n, 48, norm=3.0), points(1200, 48, norm=3.0), lambda g: randn(g, 1200)
+        h, weight, bias = points(n, 48, norm=3.0), points(600, 48, norm=3.0), lambda g: randn(g, 600)
         yield linear(f"bias of {n}", h, weight, 12, bias=bias)
         yield linear(f"soft-capped, {n}", h, weight, 12, bias=bias, softcap=5.0)
         yield linear(f"no sums, {n}", h, weight, 12, bias=bias, logs=False)
-        yield linear(f"large, {n}", points(n, 48, norm=30.0), points(1200, 48, norm=30.0), 2)
+        yield linear(f"large, {n}", points(n, 48, norm=30.0), points(600, 48, norm=30.0), 2)
     yield linear("ties", whole(20, 5), whole(400, 5), 30)
 
 
