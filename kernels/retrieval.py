@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmkern.reference import retrieval as reference
 
-MOST = 128  # that a row keeps in registers; for more, the formula of the reference, a few rows at a time
+MOST = 64  # that a row keeps in registers; for more, the formula of the reference, a few rows at a time
 _PROGRAMS = 512  # about so many share the work
 _ROWS_AT_ONCE = 1 << 24  # of the formula: pairs
 
@@ -201,7 +201,7 @@ def _select(
     width = triton.next_power_of_2(max(k, 16))
     tiling = Tiling.of(n, m, x.dtype, is_heavy=True)
     # Beside a float32 product a row has fewer registers, and they spill.
-    tall = 64 if x.dtype.itemsize == 2 else 32 if pair.near is None else 16
+    tall, warps = (64, 4) if x.dtype.itemsize == 2 else (32, 4) if pair.near is None else (16, 8)
     tall = min(tiling.rows, 4096 // width, tall)
     blocks, tiles = triton.cdiv(n, tall), triton.cdiv(m, tiling.columns)
     tiles_of_share = triton.cdiv(tiles, max(min(_PROGRAMS // blocks, tiles), 1))
@@ -234,7 +234,7 @@ def _select(
             BLOCK_I=tall,
             BLOCK_J=tiling.columns,
             BLOCK_K=tiling.depth,
-            num_warps=4,
+            num_warps=warps,
             enable_fp_fusion=False,
             **ALL_REGISTERS,
         )

@@ -16,7 +16,7 @@ RETRIEVAL = (
     "lorentz_pairwise_topk",
     "linear_topk",
     "linear_topk, 50",
-    "linear_topk, 128",
+    "linear_topk, 64",
 )
 
 

@@ -14,7 +14,7 @@ from tests.cases.retrieval import CASES, PAIRWISE, case, linear, points, whole
 from .calls import hold_to_contract, outputs_of, prepared
 
 _16_BIT = {torch.bfloat16: ("49x600x20, 10", "near", "strided", "bias of 20"), torch.float16: ("5x9x7, 4", "near")}
-_LARGE = ("20x2300x8, 40", "49x600x20, 10", "97x130x200, 5")
+_LARGE = ("20x900x8, 40", "49x600x20, 10", "97x130x200, 5")
 
 
 def retrieval() -> None:
