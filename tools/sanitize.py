@@ -17,6 +17,8 @@ FAMILIES = (
     "attention_varlen",
     "multi_source",
     "contrastive",
+    "ego_nce",
+    "alignment_calibration",
     "retrieval",
     "vocabulary",
     "hyperbolic",
