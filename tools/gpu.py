@@ -19,7 +19,10 @@ import torch
 ROOT = Path(__file__).parents[1]
 FAMILIES = ("hyperbolic", "attention", "attention_rows", "modulation", "gated", "diffusion")
 SUITES = tuple(f"tests/test_{family}.py" for family in FAMILIES)
-TRITON_ALONE = tuple(f"tests/test_{family}.py" for family in ("attention_varlen", "multi_source", "group_norm"))
+TRITON_ALONE = tuple(
+    f"tests/test_{family}.py"
+    for family in ("attention_varlen", "multi_source", "group_norm", "contrastive", "retrieval")
+)
 _OF_GPUS = "(test_forward or test_backward) and not float64"
 SANITIZED = "float32 and (9x123 or many or bias)"
 SHAPES = ((16384, 512), (2048, 512), (256, 128))
