@@ -146,8 +146,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of a linear layer's logits, without the logits: ``−log softmax(l)_target``, ``l = W·x + b``.
 
-    ``loss = (1 − ε)·w_t·(lse − l_t) + ε/V·Σ_v w_v·(lse − l_v) + z_loss·lse²`` with ``lse = log Σ_v exp(l_v)``. Where a
-    gradient is needed the logits are formed again in backward, which reads one number a row from forward.
+    ``loss = (1 − ε)·w_t·(lse − l_t) + ε/V·Σ_v w_v·(lse − l_v) + z_loss·lse²`` with ``lse = log Σ_v exp(l_v)``.
+    A mean or a sum of many rows on a CPU makes its gradients in forward; else the logits are formed again in backward.
 
     Args:
         input: ``[..., D]``, any strides.
