@@ -160,7 +160,7 @@ def product_kernel(
             row_of_y = tl.load(column_places + j, j < columns, 0)
         b = tl.load(y + row_of_y[:, None] * y_stride + d[None, :], (j < columns)[:, None] & mask_d[None, :], 0.0)
         if w.dtype == b.dtype and b.dtype == tl.float32:
-            total += tl.dot(w, b, input_precision="ieee")  # a long sum in parts, as a product on a CPU
+            total += tl.dot(w, b, input_precision="ieee")  # in parts: one long sum loses digits
         elif w.dtype == b.dtype:
             total = tl.dot(w, b, total, input_precision="ieee")
         else:  # 16-bit points and rounded weights are exact in TF32
@@ -241,6 +241,8 @@ def launch_product(
     depth = x.shape[1]
     tiling = weights.tiling
     block_d = _side(depth, 128 if weights.values.element_size() == 2 else 64)
+    # Of a float32 product a thread holds parts of both operands: with more of them it spills.
+    block_j, per_warp = (64, 1024) if x.dtype.itemsize == 2 else (16, 512)
     near, chosen = weights.near, weights.rows or weights.columns
     product_kernel[(triton.cdiv(rows, tiling.rows), triton.cdiv(depth, block_d))](
         weights.values,
@@ -265,8 +267,8 @@ def launch_product(
         NEAR_COLUMNS=tiling.columns,
         BLOCK_I=tiling.rows,
         BLOCK_D=block_d,
-        BLOCK_J=min(tiling.columns, 64 if x.dtype.itemsize == 2 else 16),
-        num_warps=min(max(tiling.rows * block_d // (512 if x.dtype.itemsize == 4 else 1024), 1), 8),
+        BLOCK_J=min(tiling.columns, block_j),
+        num_warps=min(max(tiling.rows * block_d // per_warp, 1), 8),
         enable_fp_fusion=False,
         **(ALL_REGISTERS if weights.is_exact or chosen else {}),
     )
