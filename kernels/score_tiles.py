@@ -38,6 +38,17 @@ class Tiling:
         i, j = _side(rows, tall), _side(columns, wide)
         return cls(i, j, depth, max(i * j // per_warp, 1))
 
+    @classmethod
+    def large(cls, rows: int, columns: int, dtype: torch.dtype, widest: int, *, is_aligned: bool) -> Tiling:
+        """For functions of a score that hold few numbers beside it; ``is_aligned``: rows are copied by 16 bytes."""
+        if dtype.itemsize == 4:
+            tiling = cls.of(rows, columns, dtype)
+            return replace(tiling, depth=16, warps=max(tiling.warps, 4))
+        # No side below 64, which is what sm_90's matrix instructions take. What is not copied goes through registers.
+        widest, depth = (widest, 64) if is_aligned else (64, 32)
+        i, j = _side(max(rows, 64), 128), _side(max(columns, 64), widest)
+        return cls(i, j, depth, max(i // 16, 1))
+
     @property
     def T(self) -> Tiling:  # noqa: N802
         return Tiling(self.columns, self.rows, self.depth, self.warps)
@@ -103,6 +114,9 @@ def product_kernel(
     share,  # [rows], float32; or None
     near,  # [rows / NEAR_ROWS, columns / NEAR_COLUMNS]: tiles of weights to be taken with differences; or None
     out,  # [rows, depth], contiguous
+    row_places,  # [rows], int64: in out, of as many as count says; or None
+    column_places,  # [columns], int64: in y, of as many as count says; or None
+    count,  # one int32; None without places
     weights_row_stride,
     weights_column_stride,
     y_stride,
@@ -123,6 +137,12 @@ def product_kernel(
     """``out_i = Σ_j w_ij y_j + share_i x_i``, with ``w_ij (y_j - x_i)`` in the near tiles; ADDS: added to out."""
     i = tl.program_id(0).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    if row_places is not None:
+        rows = tl.load(count)
+        if tl.program_id(0) * BLOCK_I >= rows:
+            return
+    if column_places is not None:
+        columns = tl.load(count)
     row_mask, mask_d = i < rows, d < depth
     near_row = near
     if near is not None:
@@ -135,8 +155,13 @@ def product_kernel(
         if near is not None:
             mask = mask & (tl.load(near_row + start // NEAR_COLUMNS * near_column_stride) == 0)
         w = tl.load(weights + i[:, None] * weights_row_stride + j[None, :] * weights_column_stride, mask, 0.0)
-        b = tl.load(y + j[:, None] * y_stride + d[None, :], (j < columns)[:, None] & mask_d[None, :], 0.0)
-        if w.dtype == b.dtype:
+        row_of_y = j
+        if column_places is not None:
+            row_of_y = tl.load(column_places + j, j < columns, 0)
+        b = tl.load(y + row_of_y[:, None] * y_stride + d[None, :], (j < columns)[:, None] & mask_d[None, :], 0.0)
+        if w.dtype == b.dtype and b.dtype == tl.float32:
+            total += tl.dot(w, b, input_precision="ieee")  # in parts: one long sum loses digits
+        elif w.dtype == b.dtype:
             total = tl.dot(w, b, total, input_precision="ieee")
         else:  # 16-bit points and rounded weights are exact in TF32
             b = b.to(tl.float32)
@@ -159,39 +184,66 @@ def product_kernel(
                     total += w.to(tl.float32)[:, None] * (b[None, :] - tile)
     if share is not None:
         total += tl.load(share + i, row_mask, 0.0)[:, None] * tile
-    at_out = out + i[:, None] * depth + d[None, :]
+    row_of_out = i
+    if row_places is not None:
+        row_of_out = tl.load(row_places + i, row_mask, 0)
+    at_out = out + row_of_out[:, None] * depth + d[None, :]
     if ADDS:
         total += tl.load(at_out, mask, 0.0)
     tl.store(at_out, total.to(out.dtype.element_ty), mask)
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Some rows of a matrix, the first ``count`` of ``places``: the device alone knows how many."""
+
+    places: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, is_left_out: Tensor) -> Chosen:
+        """The rows that are not left out, in their order; ``places`` has the others behind them."""
+        places = is_left_out.to(torch.uint8).argsort(stable=True)
+        return cls(places, (~is_left_out).sum(dtype=torch.int32))
+
+
+@dataclass(frozen=True)
 class Weights:
     """``[rows, columns]`` weights and where their products need differences; ``.T`` is the other operand's view.
 
-    Those in float32 of 16-bit points are numbers of TF32, unless ``is_exact``.
+    Those in float32 of 16-bit points are numbers of TF32, unless ``is_exact``. Of ``rows`` or ``columns`` that are chosen
+    others are not read.
     """
 
     values: Tensor
     near: Tensor | None
     tiling: Tiling
     is_exact: bool = False
+    rows: Chosen | None = None
+    columns: Chosen | None = None
 
     @property
     def T(self) -> Weights:  # noqa: N802
         near = None if self.near is None else self.near.T
-        return replace(self, values=self.values.T, near=near, tiling=self.tiling.T)
+        return replace(
+            self, values=self.values.T, near=near, tiling=self.tiling.T, rows=self.columns, columns=self.rows
+        )
 
 
 def launch_product(
     weights: Weights, y: Tensor, x: Tensor, share: Tensor | None, out: Tensor, *, adds: bool = False
 ) -> None:
-    """Run ``product_kernel``; ``x`` and ``y`` have unit stride along the last axis. ``adds``: to a float32 ``out``."""
+    """Run ``product_kernel``; ``x`` and ``y`` have unit stride along the last axis. ``adds``: to a float32 ``out``.
+
+    Rows of ``out`` that are not chosen stay as they are.
+    """
     rows, columns = weights.values.shape
     depth = x.shape[1]
     tiling = weights.tiling
     block_d = _side(depth, 128 if weights.values.element_size() == 2 else 64)
-    near = weights.near
+    # Of a float32 product a thread holds parts of both operands: with more of them it spills.
+    block_j, per_warp = (64, 1024) if x.dtype.itemsize == 2 else (16, 512)
+    near, chosen = weights.near, weights.rows or weights.columns
     product_kernel[(triton.cdiv(rows, tiling.rows), triton.cdiv(depth, block_d))](
         weights.values,
         y,
@@ -199,6 +251,9 @@ def launch_product(
         share,
         near,
         out,
+        weights.rows and weights.rows.places,
+        weights.columns and weights.columns.places,
+        chosen and chosen.count,
         *weights.values.stride(),
         y.stride(0),
         x.stride(0),
@@ -212,8 +267,8 @@ def launch_product(
         NEAR_COLUMNS=tiling.columns,
         BLOCK_I=tiling.rows,
         BLOCK_D=block_d,
-        BLOCK_J=min(tiling.columns, 64 if x.dtype.itemsize == 2 else 32),
-        num_warps=min(max(tiling.rows * block_d // 1024, 1), 8),
+        BLOCK_J=min(tiling.columns, block_j),
+        num_warps=min(max(tiling.rows * block_d // per_warp, 1), 8),
         enable_fp_fusion=False,
-        **(ALL_REGISTERS if weights.is_exact else {}),
+        **(ALL_REGISTERS if weights.is_exact or chosen else {}),
     )

@@ -15,6 +15,10 @@ from tools.gpu_report_rows import KernelRow, Multiprocessor, occupancy, write_at
 from tools.gpu_report_triton import Variant
 
 pytestmark = pytest.mark.slow
+OF_TILES = (
+    *("pair_kernel", "weight_kernel", "product_kernel", "topk_kernel"),
+    *("log_sums_kernel", "logit_gradients_kernel"),
+)
 HEAVIEST = Variant("lorentz_parallel_transport", "float32", backward=True)
 
 
@@ -51,6 +55,8 @@ def test_pairwise_uses_matrix_instructions(target: str, opcode: str, private_cac
         Variant("labelled_pairwise_logsumexp", "bfloat16", backward=True, rows=512),
         Variant("sigmoid_loss", "bfloat16", rows=512),
         Variant("lorentz_pairwise_topk", "bfloat16", rows=512),
+        Variant("linear_logsumexp, few rows", "float16", rows=512),
+        Variant("linear_logsumexp, everything", "bfloat16", backward=True, rows=512),
     ],
     ids=str,
 )
@@ -59,7 +65,7 @@ def test_tiles_of_scores_use_matrix_instructions(
 ) -> None:
     rows = gpu_report_triton.compile_variant(variant, target)
     assert not any(row.spilled for row in rows)
-    of_tiles = [row for row in rows if row.kernel in ("pair_kernel", "weight_kernel", "product_kernel", "topk_kernel")]
+    of_tiles = [row for row in rows if row.kernel in OF_TILES]
     assert of_tiles
     assert all(row.matrix[opcode] > 0 for row in of_tiles)
 

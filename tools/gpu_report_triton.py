@@ -21,11 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools import gpu_report_contrastive, gpu_report_passes, gpu_report_retrieval
+from tools import gpu_report_contrastive, gpu_report_passes, gpu_report_retrieval, gpu_report_vocabulary
 from tools.gpu_report_contrastive import CHOICES, LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
 from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
 from tools.gpu_report_retrieval import RETRIEVAL, retrieval_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
+from tools.gpu_report_vocabulary import VOCABULARY, vocabulary_call
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -68,12 +69,13 @@ ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi
 MERGE = "merge_attention"
 NORM, GATED_NORM = "ada_layer_norm", "residual_ada_layer_norm"
 GROUP_NORM = "group_norm_act"
-OF_TILES = (*LOG_SUMS, *CHOICES, *SIGMOID, *RETRIEVAL)
+OF_TILES = (*LOG_SUMS, *CHOICES, *SIGMOID, *RETRIEVAL, *VOCABULARY)
 # How a variant of one of these is launched, and what it reads and writes: written beside their names.
 CALLS = {
     **dict.fromkeys(PASSES, passes_call),
     **dict.fromkeys((*LOG_SUMS, *CHOICES, *SIGMOID), contrastive_call),
     **dict.fromkeys(RETRIEVAL, retrieval_call),
+    **dict.fromkeys(VOCABULARY, vocabulary_call),
 }
 # Of steps: the op, and what it is given beside the sample, an output and coefficients; "narrow": outputs in bfloat16.
 STEPS = {
@@ -127,6 +129,8 @@ def variants(everything: bool = False) -> list[Variant]:
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
     for dtype in ("float16", "bfloat16", "float32"):
+        found += [Variant(op, dtype, backward=backward, rows=512) for op in VOCABULARY for backward in (False, True)]
+        found += [Variant(op, dtype, 123, backward, 512) for op in VOCABULARY[:2] for backward in (False, True)]
         for depth in (64, 128):
             calls = [(backward, masked) for backward in (False, True) for masked in (False, True)]
             for op in (ATTENTION, PACKED):
@@ -526,6 +530,7 @@ def _key(variant: Variant, target: str) -> str:
         Path(gpu_report_passes.__file__),
         Path(gpu_report_contrastive.__file__),
         Path(gpu_report_retrieval.__file__),
+        Path(gpu_report_vocabulary.__file__),
     ]
     for path in sorted(sources):
         key.update(path.read_bytes())

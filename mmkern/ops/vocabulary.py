@@ -3,7 +3,7 @@
 ``linear_logsumexp`` gives, of each row, the log-sum-exp ``n`` of the tokens that are not its target and the target's
 logit ``p``: ``−log softmax`` is ``−log σ(p − n)``, whose digits do not cancel. Its gradient takes one number a row for
 each, so every reduction, smoothing and penalty is a formula of rows; logits are formed again for it: four products.
-``linear_cross_entropy`` is such a formula in one kernel with its gradients, for a mean or a sum: three.
+``linear_cross_entropy`` is such a formula in one kernel with its gradients, for a mean or a sum: on a CPU three.
 """
 
 from __future__ import annotations

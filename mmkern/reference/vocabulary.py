@@ -64,11 +64,7 @@ def cross_entropy(
     A mean is over the sum of the targets' weights, that of ``z·lse²`` over the number of rows with a target.
     """
     seen = target != ignore_index
-    if weight is None:
-        weights = seen.to(others.dtype)
-    else:
-        of_target = weight.to(others.dtype)[target.clamp(0, vocabulary - 1)]
-        weights = of_target.where(seen, 0.0)
+    weights = weights_of_targets(weight, target, vocabulary, ignore_index).to(others.dtype)
     losses = -functional.logsigmoid(positive - others) * weights
     log_sums = torch.logaddexp(others, positive) if label_smoothing or z_loss else others
     if label_smoothing:
@@ -81,6 +77,12 @@ def cross_entropy(
         return mean if penalties is None else mean + penalties.sum() / seen.sum()
     whole = losses if penalties is None else losses + penalties
     return whole if reduction == "none" else whole.sum()
+
+
+def weights_of_targets(weight: Tensor | None, target: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
+    """1 for each without weights, 0 for a row without a target."""
+    seen = target != ignore_index
+    return seen.float() if weight is None else weight[target.clamp(0, vocabulary - 1)].where(seen, 0.0)
 
 
 def linear_cross_entropy(

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmkern.kernels import attention, attention_rows, contrastive, diffusion, hyperbolic, modulation, retrieval
+from mmkern.kernels import (
+    attention,
+    attention_rows,
+    contrastive,
+    diffusion,
+    hyperbolic,
+    modulation,
+    retrieval,
+    vocabulary,
+)
 from torch import Tensor
 
 from mmkern import testing
@@ -24,6 +33,7 @@ _KERNELS = {
     "diffusion": diffusion,
     "contrastive": contrastive,
     "retrieval": retrieval,
+    "vocabulary": vocabulary,
 }
 
 

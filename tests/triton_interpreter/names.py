@@ -60,6 +60,14 @@ CONTRASTIVE_CHECKS = (
     "nan_stays_in_its_pairs",
     "contrastive_same_bits",
 )
+VOCABULARY_CHECKS = (
+    "vocabulary",
+    "vocabulary_in_small_tiles",
+    "tokens_that_are_none",
+    "tokens_ruled_out",
+    "rows_without_a_target",
+    "vocabulary_same_bits",
+)
 RETRIEVAL_CHECKS = ("retrieval", "retrieval_in_small_tiles", "order_of_ties_and_nan")
 CHECKS = (
     *ATTENTION_CHECKS,
@@ -69,6 +77,7 @@ CHECKS = (
     *GROUP_NORM_CHECKS,
     *CONTRASTIVE_CHECKS,
     *RETRIEVAL_CHECKS,
+    *VOCABULARY_CHECKS,
     *DIFFUSION_CHECKS,
     *PROPERTIES,
     *OPS,

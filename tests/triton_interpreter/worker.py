@@ -42,6 +42,7 @@ from . import faulty_kernels, patches
 from . import gated as activations
 from . import group_norm as groups
 from . import retrieval as best
+from . import vocabulary as tokens
 from .buffers import Output, guarded
 from .calls import backward, forward, gradients, hold_to_contract, outputs_of, prepared
 from .names import ATTENTION, CHECKS, PACKED
@@ -454,7 +455,7 @@ def main() -> None:
     out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     patches.install()
-    families = (steps, activations, groups, losses, best)
+    families = (steps, activations, groups, losses, best, tokens)
     results, checks = {}, {name: check for family in families for name, check in vars(family).items()} | globals()
     for name in CHECKS[part::parts]:
         try:
