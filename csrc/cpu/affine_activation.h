@@ -60,7 +60,7 @@ class Row {
 
   // Scalar: for (i = begin; i < end; ++i) y[i] = act((offset + scale[i]) * x[i] + shift[i]);
   void write(int64_t begin, int64_t end, bool stream) const {
-    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+    elements_.for_each_stretch(begin, end, [&](Stretch s) {
       const Argument u(*this, s);
       T* const to = elements_.place(kY, s);
       Elements<T>::each_to(to, elements_.room(kY), s.n, stream, [=](auto at) __attribute__((always_inline)) {
@@ -73,7 +73,7 @@ class Row {
   // The gradients of what has one for each element; f(at, k, terms) is told the others', of scale and of shift.
   template <class F>
   void differentiate(int64_t begin, int64_t end, F f) const {
-    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+    elements_.for_each_stretch(begin, end, [&](Stretch s) {
       const Argument u(*this, s);
       const T* const grad = elements_.read(kGrad, s);
       T* const to_x = elements_.place(kToX, s);

@@ -93,8 +93,8 @@ class Step {
   void write(int64_t begin, int64_t end, int64_t first, bool stream) const {
     const T* const drawn =
         normals_ ? normals_.fill(first, end - begin, elements_.room(tensor::kCount)) - begin : nullptr;
-    Elements<T>::for_each_stretch(begin, end,
-                                  [&](Stretch at) { write_stretch(at, drawn ? drawn + at.begin : nullptr, stream); });
+    elements_.for_each_stretch(begin, end,
+                               [&](Stretch at) { write_stretch(at, drawn ? drawn + at.begin : nullptr, stream); });
   }
 
   // Of elements begin to end of this row: the outputs put together, and output 1.
@@ -103,7 +103,7 @@ class Step {
     T means[2] = {};
     for (int pass = 0; pass < 2; ++pass) {
       double sums[2] = {};
-      Elements<T>::for_each_stretch(begin, end, [&](Stretch at) {
+      elements_.for_each_stretch(begin, end, [&](Stretch at) {
         T* const guided = elements_.room(tensor::kGuided);
         with_guided(at, [&](auto g) { for_each_vec<T>(at.n, [=](auto i) { i.keep(guided, g.at(i)); }); });
         const T* const both[2] = {guided, read(tensor::kOutputs + 1, at)};

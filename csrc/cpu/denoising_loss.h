@@ -29,7 +29,7 @@ class Error {
 
   double sum_of_squares(int64_t begin, int64_t end) const {
     double total = 0;
-    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+    elements_.for_each_stretch(begin, end, [&](Stretch s) {
       const auto [pred, target, mask] = read(s);
       const auto sum = reduce_row<T, 1>(s.n, [=](auto at, Vec<T>* acc) __attribute__((always_inline)) {
         const Vec<T> d = at.load(pred) - at.load(target);
@@ -43,7 +43,7 @@ class Error {
   // To the tensors after the mask: the gradients of pred and target; tensor 0 has those of the sums.
   void write_gradients(int64_t begin, int64_t end, bool stream) const {
     const Vec<T> slope(T(2) * *elements_.numbers(0));
-    Elements<T>::for_each_stretch(begin, end, [&](Stretch s) {
+    elements_.for_each_stretch(begin, end, [&](Stretch s) {
       const auto [pred, target, mask] = read(s);
       T* const to[2] = {elements_.place(first_ + 3, s), elements_.place(first_ + 4, s)};
       const bool final = to[0] != elements_.room(first_ + 3) && to[1] != elements_.room(first_ + 4);

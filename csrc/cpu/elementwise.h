@@ -21,7 +21,7 @@ class Elements {
 
     MMKERN_FN V load(const T* row) const { return n == V::size ? V::load(row + i) : V::load(row + i, n); }
     // The same, and what lies so far ahead is asked for: that pays for one or two tensors, not for all of a step's.
-    template <int kBytesAhead = 512>
+    template <int kBytesAhead>
     MMKERN_FN V fetch(const T* row) const {
       prefetch<false, kBytesAhead>(row);
       return load(row);
@@ -45,7 +45,10 @@ class Elements {
 
   // `rooms`: for stretches of this many slots, and as many numbers more as are asked for.
   Elements(const Call& call, int lead, int64_t row, int rooms, int64_t more = 0)
-      : call_(call), rows_(call, lead, row), rooms_(rooms * kStretch + more) {
+      : call_(call),
+        rows_(call, lead, row),
+        stretch_(has_16_bits(call) ? kStretch : 2 * kStretch),
+        rooms_(rooms * stretch_ + more) {
     for (int slot = 0; slot < kMaxTensors; ++slot)
       is_one_[slot] = call[slot] && call[slot].strides[call[slot].rank - 1] == 0;
     find_places();
@@ -60,18 +63,23 @@ class Elements {
   // Of a tensor of T that moves along leading axes alone; null where it is not there.
   const T* numbers(int slot) const { return places_[slot].template as<const T>(); }
 
-  // A part of a row, short enough for a near cache to hold what is made of it on the way.
+  // A part of a row, short enough for a near cache to hold what is made of it on the way. Where most numbers lie as T,
+  // and need no room, it is twice as long: a call's tensors are looked up for each.
   static constexpr int64_t kStretch = 1024;
   struct Stretch {
     int64_t begin, n;
   };
   template <class F>
-  static void for_each_stretch(int64_t begin, int64_t end, F f) {
-    for (int64_t i = begin; i < end; i += kStretch) f(Stretch{i, i + kStretch < end ? kStretch : end - i});
+  static void for_each_stretch(int64_t most, int64_t begin, int64_t end, F f) {
+    for (int64_t i = begin; i < end; i += most) f(Stretch{i, i + most < end ? most : end - i});
+  }
+  template <class F>
+  void for_each_stretch(int64_t begin, int64_t end, F f) const {
+    for_each_stretch(stretch_, begin, end, f);
   }
 
   // Of a slot, or of something else that a kernel makes on the way.
-  T* room(int slot) const { return rooms_.data + slot * kStretch; }
+  T* room(int slot) const { return rooms_.data + slot * stretch_; }
 
   // The numbers of a stretch as T: where they lie, or in the slot's room; null where the tensor is not there.
   const T* read(int slot, Stretch at) const {
@@ -119,8 +127,16 @@ class Elements {
     rows_.for_each_tensor([&](int slot) { places_[slot] = Stored<T>(call_[slot]) + rows_.offset(slot); });
   }
 
+  static bool has_16_bits(const Call& call) {
+    bool found = false;
+    for (const View& view : call.tensors)
+      found = found || view.dtype == Dtype::bfloat16 || view.dtype == Dtype::float16;
+    return found;
+  }
+
   const Call& call_;
   CallRows rows_;
+  const int64_t stretch_;
   Stored<T> places_[kMaxTensors];  // where the row begins
   bool is_one_[kMaxTensors];       // one number along the row
   const Scratch<T> rooms_;

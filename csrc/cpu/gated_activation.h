@@ -19,6 +19,8 @@ inline void split(const View& rows, View& hidden, View& gate) {
   gate.data = static_cast<char*>(rows.data) + half * bytes_of(rows.dtype);
 }
 
+constexpr int kAhead = 2048;  // bytes: beside an activation, few loads are begun ahead by themselves
+
 enum { kHidden, kGate, kGrad, kToHidden, kToGate, kCount };  // tensors; forward writes to the first of the last two
 
 // Scalar: for (i < n) to[i] = hidden[i] * act(gate[i]);  or both gradients of that, from grad
@@ -33,15 +35,15 @@ void run(const Call& call, int code, int threads) {
     pieces.for_each(
         threads, [&](int64_t row) { return E(merged, kHidden, row, kCount); },
         [&](const E& elements, int64_t piece) {
-          E::for_each_stretch(pieces.begin(piece), pieces.end(piece), [&](typename E::Stretch s) {
+          elements.for_each_stretch(pieces.begin(piece), pieces.end(piece), [&](typename E::Stretch s) {
             const T *const hidden = elements.read(kHidden, s), *const gate = elements.read(kGate, s);
             const T* const grad = kBackward ? elements.read(kGrad, s) : nullptr;
             T *const to_hidden = elements.place(kToHidden, s), *const to_gate = elements.place(kToGate, s);
             E::each_to(to_hidden, elements.room(kToHidden), s.n, stream, [=](auto at) __attribute__((always_inline)) {
-              const auto h = at.fetch(hidden);
-              const auto point = act.at(at.fetch(gate));
+              const auto h = at.template fetch<kAhead>(hidden);
+              const auto point = act.at(at.template fetch<kAhead>(gate));
               if (!kBackward) return at.store(to_hidden, h * point.value);
-              const auto g = at.fetch(grad);
+              const auto g = at.template fetch<kAhead>(grad);
               at.store(to_hidden, g * point.value);
               at.store(to_gate, g * h * point.slope);
             });

@@ -49,7 +49,8 @@ struct Group {
   // f(channel, stretch)
   template <class F>
   void for_each_stretch(F f) const {
-    for (int64_t c = 0; c < channels; ++c) Elements<T>::for_each_stretch(0, positions, [&](Stretch<T> s) { f(c, s); });
+    for (int64_t c = 0; c < channels; ++c)
+      Elements<T>::for_each_stretch(Elements<T>::kStretch, 0, positions, [&](Stretch<T> s) { f(c, s); });
   }
   double size() const { return double(channels * positions); }
 };

@@ -25,6 +25,7 @@ _NAMES = (
 )
 LAYOUTS = ROWS | {
     "3x63": lambda make: make(3, 63),
+    "2x2100": lambda make: make(2, 2100),
     "one row": lambda make: make(2, 1, 48).expand(2, 5, 48),
 }
 _WIDE = tuple(_NAMES.index(name) for name in ("mask", "keep", "weights", "rescale", "coefficients", "limits"))
@@ -155,7 +156,8 @@ def _cases() -> Iterator[Case]:
     yield from (case("denoise_step", layout, "rescale") for layout in ("one row", "vector"))
     yield from (case("denoise_step", layout, "all") for layout in ("5x123", "3x63"))  # rows begin between counters
     yield from (case("multistep", "2x7x64", parts) for parts in ("plain", "history", "limits"))
-    yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside"))
+    yield from (case("corrected_step", layout, "history") for layout in ("2x7x64", "rows inside", "2x2100"))
+    yield from (case("denoise_step", "2x2100", parts) for parts in ("drawn", "known places", "rescale each"))
     yield case("corrected_step", "2x70x20", "all")
     yield from (loss_case(layout) for layout in LAYOUTS)
     yield loss_of_target_out_of_order()
