@@ -439,7 +439,8 @@ def test_bench_says_what_is_wrong_with_a_request(tmp_path: Path, bench: Any) -> 
     assert "no bench_*.py" in bench()[1]
     tiny_suite(tmp_path)
     assert "--rivals is 'numpy'" in bench("--rivals", "numpy")[1]
-    assert "no case contains 'nothing'" in bench("--only", "nothing")[1]
+    for more in ((), ("--check",)):
+        assert "no case contains 'nothing'" in bench(*more, "--only", "nothing")[1]
     tiny_suite(tmp_path, bounds={"gone/1x1/forward": {}})
     status, said = bench("--check")
     assert status == 2

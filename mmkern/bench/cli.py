@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +75,7 @@ class Outcome:
 def _measure(options: argparse.Namespace) -> int:
     console, suite = table.console(), load_suite(options.suite)
     bounds = _load_floors(options.suite, suite)
-    names = list(bounds) if options.set_floors else select(suite, options.level)
-    names = [name for name in names if options.only in name]
-    if not names:
-        raise ValueError(f"no case contains {options.only!r}")
+    names = _chosen(options, bounds if options.set_floors else select(suite, options.level))
     outcome = _run(console, options, names, _plan(options), "tuned")
     large = _large(suite, outcome.measured)
     if large and not options.no_as_found:
@@ -94,6 +91,13 @@ def _measure(options: argparse.Namespace) -> int:
     return _report_failures(console, outcome)
 
 
+def _chosen(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    chosen = [name for name in names if options.only in name]
+    if not chosen:
+        raise ValueError(f"no case contains {options.only!r}")
+    return chosen
+
+
 def _draw(console: Console, run: history.Run, bounds: floors.Floors, target: Path) -> None:
     from .picture import draw
 
@@ -104,7 +108,7 @@ def _draw(console: Console, run: history.Run, bounds: floors.Floors, target: Pat
 def _check(options: argparse.Namespace) -> int:
     console, suite = table.console(), load_suite(options.suite)
     bounds = _load_floors(options.suite, suite)
-    names = [name for name in bounds if options.only in name]
+    names = _chosen(options, bounds)
     outcome = _run(console, options, names, _plan(options), "tuned")
     judged = dict(outcome.measured)
     verdicts = floors.judge(bounds, judged, names, outcome.isa)
