@@ -150,13 +150,13 @@ struct Moments {
   Vec<T> mean, scale;
 
   // Scalar: two passes, of which `total` is the first's; for (i < cols) sum += (r[i] - mean) * (r[i] - mean);
-  // Meanwhile the row that is read after this one is asked for.
-  template <class R, class S>
-  MMKERN_FN Moments(const Problem<T>& p, const R* r, T total, const S* next)
+  // meanwhile(at) is called on the way.
+  template <class R, class F>
+  MMKERN_FN Moments(const Problem<T>& p, const R* r, T total, F meanwhile)
       : mean(p.centered ? total / T(p.cols) : T(0)) {
     const Vec<T> centre = mean;
     const auto squares = reduce_row<T, 1>(p.cols, [=](auto at, Vec<T>* acc) {
-      at.prefetch(next);
+      meanwhile(at);
       const Vec<T> d = at.only(at.load(r) - centre);
       acc[0] = fma(d, d, acc[0]);
     });
@@ -164,72 +164,65 @@ struct Moments {
   }
 };
 
-// Where r of a row goes while it is read: nowhere without a residual, since x is r then.
-template <class S>
-struct Sum {
-  using T = accumulate_t<S>;
-  T* buffer;
-  S* to;
-
-  template <class A>
-  MMKERN_FN void put(A at, Vec<T> r) const {
-    if (!buffer) return;
-    at.keep(buffer, r);
-    at.store(to, r);
-  }
-};
-
 // Tensors: the problem's, out, and with a residual r. While a row is written, the next one is read: its loads fill the
-// time of the stores.
-template <class S>
-void forward_rows(const Call& call, bool has_residual) {
+// time of the stores. Its r takes the place of this row's in one buffer: with modulation and what comes from memory,
+// two would leave no room in the first cache.
+template <class S, bool kHasResidual>
+void forward_rows(const Call& call) {
   using T = accumulate_t<S>;
-  const Problem<T> p(call, 0, has_residual);
-  const View &out_view = call[has_residual ? 8 : 6], sum_view = has_residual ? call[9] : View{};
-  const bool stream = is_dense(out_view) && is_dense(sum_view) &&
-                      streams(rows<S>(out_view), has_residual ? rows<S>(sum_view) : Rows<S>{});
+  constexpr int kParts = RowSums<T, 1>::kParts, kAtOnce = kHasResidual ? kParts : 2 * kParts;
+  const Problem<T> p(call, 0, kHasResidual);
+  const View &out_view = call[kHasResidual ? 8 : 6], sum_view = kHasResidual ? call[9] : View{};
+  const bool stream = streams(bytes_of(call), out_view, sum_view);
   parallel_rows(p.rows, 6 * p.cols, call.threads, [&](int64_t begin, int64_t end) {
     Modulation<T> m(p, begin);
     Inputs<S> inputs(p, begin);
-    Scratch<T> buffers(has_residual ? 2 * p.cols : 0);
+    const Scratch<T> buffer(kHasResidual ? p.cols : 0);
     GridRows<S> out(out_view, p.leading, begin), sum(sum_view, p.leading, begin);
-    const S* x = inputs.x();
-    Sum<S> now{has_residual ? buffers.data : nullptr, *sum};
-    T total = inputs.with([&](auto r) __attribute__((always_inline)) {
+    const auto put = [kept = buffer.data](auto at, Vec<T> r, S* to) __attribute__((always_inline)) {
+      if constexpr (kHasResidual) {
+        at.keep(kept, r);
+        at.store(to, r);
+      }
+    };
+    T total = inputs.with([&, to = *sum](auto r) __attribute__((always_inline)) {
       return reduce_row<T, 1>(p.cols,
                               [=](auto at, Vec<T>* acc) {
                                 const Vec<T> v = r(at);
                                 acc[0] += v;
-                                now.put(at, v);
+                                put(at, v, to);
                               })
           .total(0);
     });
     for (int64_t row = begin; row < end; ++row, ++m, ++out) {
+      const S* const x = inputs.x();
       ++inputs;
       ++sum;
-      const Sum<S> next{has_residual ? buffers.data + (row - begin + 1) % 2 * p.cols : nullptr, *sum};
-      const auto write = [&](const auto* from) __attribute__((always_inline)) {
-        const Moments<T> of(p, from, total, inputs.x());
+      const auto write = [&](const auto* from, auto meanwhile) __attribute__((always_inline)) {
+        const Moments<T> of(p, from, total, meanwhile);
         const Vec<T> f(m.frame_scale());
         const T *by = m.by(), *plus = m.plus();
-        S* const to = *out;
+        S *const to = *out, *const next = *sum;
         const auto result = [=](auto at) __attribute__((always_inline)) {
           return f * fma((at.load(from) - of.mean) * of.scale, at.load(by), at.load(plus));
         };
         if (row + 1 == end) return for_each_vec<T>(p.cols, stream, [=](auto at) { at.store(to, result(at)); });
         inputs.with([&](auto r) __attribute__((always_inline)) {
-          total =
-              write_and_reduce_row<T, 1>(p.cols, stream, to, [=](auto at, Vec<T>* acc) __attribute__((always_inline)) {
-                const Vec<T> v = r(at);
-                acc[0] += v;
-                next.put(at, v);
-                return result(at);
-              }).total(0);
+          total = write_and_reduce_row<T, 1, kAtOnce>(p.cols, stream, to,
+                                                      [=](auto at, Vec<T>* acc) __attribute__((always_inline)) {
+                                                        const Vec<T> v = r(at), y = result(at);
+                                                        acc[0] += v;
+                                                        put(at, v, next);
+                                                        return y;
+                                                      })
+                      .total(0);
         });
       };
-      has_residual ? write(static_cast<const T*>(now.buffer)) : write(x);
-      x = inputs.x();
-      now = next;
+      // Of one tensor the next row is asked for ahead; of two, the hardware does better by itself.
+      if constexpr (kHasResidual)
+        write(static_cast<const T*>(buffer.data), [](auto) {});
+      else
+        write(x, [next = inputs.x()](auto at) { at.prefetch(next); });
     }
     store_fence();
   });
@@ -268,8 +261,7 @@ class Backward {
         sums_(wants_sums() ? 2 * blocks_.count() * p_.cols : 0),
         gate_sums_(wants_gate_sums() ? blocks_.count() * p_.cols : 0),
         frame_sums_(to_.frame_scale ? p_.rows : 0),
-        stream_(to_.x && is_dense(to_.x) && is_dense(to_.residual) &&
-                streams(rows<S>(to_.x), to_.residual ? rows<S>(to_.residual) : Rows<S>{})) {}
+        stream_(to_.x && streams(bytes_of(call), to_.x, to_.residual)) {}
 
   void run_with(int threads) {
     if (p_.rows == 0) return fill_with_zeros();
@@ -320,11 +312,10 @@ class Backward {
     const T* r;
     Moments<T> of;
     const Modulation<T>& m;
-    const S *grad, *sum_grad, *x;
+    const S *grad, *next_grad, *sum_grad, *x;
     const T* gate;
     T *sums, *scale_to, *shift_to, *gate_to, *frame_to;
     S *x_to, *residual_to;
-    const S *next_x, *next_grad;
   };
 
   void add_block(int64_t block, T* buffer, S* spare) const {
@@ -335,54 +326,53 @@ class Backward {
     Inputs<S> inputs(p_, first);
     GridRows<const S> grad(grad_, p_.leading, first), sum_grad(sum_grad_, p_.leading, first);
     GridRows<S> x_to(to_.x, p_.leading, first), residual_to(to_.residual, p_.leading, first);
+    T* const kept = std::is_same_v<S, T> && !p_.residual ? nullptr : buffer;
+    T total = inputs.with([=](auto form) {
+      return reduce_row<T, 1>(p_.cols,
+                              [=](auto at, Vec<T>* acc) {
+                                const Vec<T> r = form(at);
+                                acc[0] += r;
+                                if (kept) at.keep(kept, r);
+                              })
+          .total(0);
+    });
     for (int64_t i = first; i < last; ++i, ++m, ++sum_grad, ++x_to, ++residual_to) {
-      const T* r = buffer;
-      if constexpr (std::is_same_v<S, T>)
-        if (!p_.residual) r = inputs.x();
-      const T total = inputs.with([&](auto form) {
-        return reduce_row<T, 1>(p_.cols,
-                                [=](auto at, Vec<T>* acc) {
-                                  const Vec<T> v = form(at);
-                                  acc[0] += v;
-                                  if (r == buffer) at.keep(buffer, v);
-                                })
-            .total(0);
-      });
-      T* const gate_to = gate_sums ? gate_sums : zeros(of_row(to_.gate, i), p_.cols);
-      Row row{r,
-              Moments<T>(p_, r, total, *grad),
-              m,
-              *grad,
-              *sum_grad,
-              inputs.x(),
-              inputs.gate(),
-              sums,
-              of_row(to_.scale, i),
-              of_row(to_.shift, i),
-              gate_to,
-              to_.frame_scale ? frame_sums_.data + i : nullptr,
-              *x_to,
-              *residual_to,
-              nullptr,
-              nullptr};
-      ++inputs;
+      const S* const grad_of_row = *grad;
       ++grad;
-      row.next_x = inputs.x();
-      row.next_grad = *grad;
-      of_each_row_ ? differentiate<true>(row, spare) : differentiate<false>(row, spare);
+      const T* r = kept;
+      if constexpr (std::is_same_v<S, T>)
+        if (!kept) r = inputs.x();
+      T* const gate_to = gate_sums ? gate_sums : zeros(of_row(to_.gate, i), p_.cols);
+      const Row row{r,
+                    Moments<T>(p_, r, total, [](auto) {}),
+                    m,
+                    grad_of_row,
+                    *grad,
+                    *sum_grad,
+                    inputs.x(),
+                    inputs.gate(),
+                    sums,
+                    of_row(to_.scale, i),
+                    of_row(to_.shift, i),
+                    gate_to,
+                    to_.frame_scale ? frame_sums_.data + i : nullptr,
+                    *x_to ? *x_to : spare,
+                    *residual_to};
+      if (i + 1 < last) ++inputs;
+      total = of_each_row_ ? differentiate<true>(row, inputs, kept) : differentiate<false>(row, inputs, kept);
     }
   }
 
-  // Meanwhile the rows that are read after these are asked for.
+  // Meanwhile the next row is read, which fills the time of the stores, and its gradient asked for: the sum of its r
+  // comes back, r is kept where this row's was. After the last row that is the same row once more.
   template <bool kOfEachRow>
-  void differentiate(const Row& row, S* spare) const {
+  T differentiate(const Row& row, const Inputs<S>& next, T* kept) const {
     const T *by = row.m.by(), *r = row.r;
-    const S *const grad = row.grad, *const next_x = row.next_x, *const next_grad = row.next_grad;
+    const S *const grad = row.grad, *const next_grad = row.next_grad;
     const Vec<T> mean = row.of.mean, scale = row.of.scale, f(row.m.frame_scale());
     const auto normal = [=](auto at) { return at.only((at.load(r) - mean) * scale); };
     enum { kSlope, kAlong, kSums };
     const auto totals = reduce_row<T, kSums>(p_.cols, [=](auto at, Vec<T>* acc) {
-      at.prefetch(next_x);
       const Vec<T> slope = f * at.load(grad) * at.load(by);
       acc[kSlope] += slope;
       acc[kAlong] = fma(slope, normal(at), acc[kAlong]);
@@ -397,22 +387,29 @@ class Backward {
     const T n = T(p_.cols);
     const Vec<T> centre(p_.centered ? totals.total(kSlope) / n : T(0)), along(totals.total(kAlong) / n);
     const S *sum_grad = row.sum_grad, *x = row.x;
-    S *const x_to = row.x_to ? row.x_to : spare, *const residual_to = row.residual_to;
+    S* const residual_to = row.residual_to;
     const T* const gate = row.gate;
     T *const gate_to = row.gate_to, *const sums = kOfEachRow ? nullptr : row.sums;
     const int64_t cols = p_.cols;
-    for_each_vec<T>(cols, stream_, [=](auto at) __attribute__((always_inline)) {
-      at.prefetch(next_grad);
-      const Vec<T> u = f * at.load(grad), normed = normal(at);
-      Vec<T> slope = scale * (u * at.load(by) - centre - normed * along);
-      if (sums) {
-        at.keep(sums, at.load(sums) + u);
-        at.keep(sums + cols, fma(u, normed, at.load(sums + cols)));
-      }
-      if (sum_grad) slope += at.load(sum_grad);
-      if (gate_to) at.keep(gate_to, fma(slope, at.load(x), at.load(gate_to)));
-      if (residual_to) at.store(residual_to, slope);
-      at.store(x_to, gate ? at.load(gate) * slope : slope);
+    return next.with([=, this](auto form) __attribute__((always_inline)) {
+      return write_and_reduce_row<T, 1, RowSums<T, 1>::kParts>(
+                 cols, stream_, row.x_to,
+                 [=](auto at, Vec<T>* acc) __attribute__((always_inline)) {
+                   at.prefetch(next_grad);
+                   const Vec<T> u = f * at.load(grad), normed = normal(at), after = form(at);
+                   Vec<T> slope = scale * (u * at.load(by) - centre - normed * along);
+                   acc[0] += after;
+                   if (kept) at.keep(kept, after);
+                   if (sums) {
+                     at.keep(sums, at.load(sums) + u);
+                     at.keep(sums + cols, fma(u, normed, at.load(sums + cols)));
+                   }
+                   if (sum_grad) slope += at.load(sum_grad);
+                   if (gate_to) at.keep(gate_to, fma(slope, at.load(x), at.load(gate_to)));
+                   if (residual_to) at.store(residual_to, slope);
+                   return gate ? at.load(gate) * slope : slope;
+                 })
+          .total(0);
     });
   }
 
@@ -482,7 +479,7 @@ class Backward {
 
 template <bool kHasResidual>
 void forward(const Call& call) {
-  with_storage(call[0].dtype, [&](auto s) { forward_rows<typename decltype(s)::type>(call, kHasResidual); });
+  with_storage(call[0].dtype, [&](auto s) { forward_rows<typename decltype(s)::type, kHasResidual>(call); });
 }
 template <bool kHasResidual>
 void backward(const Call& call) {

@@ -143,7 +143,7 @@ class Row {
 template <class T, class Act>
 void write_all(const Call& call, T offset, int threads) {
   const Pieces pieces(call[kX]);
-  const bool stream = streams(without_gaps(call[kY]));
+  const bool stream = streams(bytes_of(call), call[kY]);
   pieces.for_each(
       threads, [&](int64_t row) { return Row<T, Act>(call, offset, row); },
       [&](const Row<T, Act>& row, int64_t piece) { row.write(pieces.begin(piece), pieces.end(piece), stream); });

@@ -138,35 +138,45 @@ class Step {
       from[count] = tensor;
       by[count++] = number;
     }
+    // Scalar: for (k < kCount) total += by[k] * from[k][i];
+    template <int kCount, class A>
+    MMKERN_FN Vec<T> onto(A i, Vec<T> total) const {
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) total = fma(Vec<T>(by[k]), i.load(from[k]), total);
+      return total;
+    }
   };
+  // The history and the noise.
+  using Past = Terms<kMaxHistory + 1>;
+  static constexpr int kPastAtOnce = 2;  // the most that a loop of the common outputs adds by the way
 
   const T* read(int slot, Stretch at) const { return elements_.read(slot, at); }
 
   void write_stretch(Stretch at, const T* drawn, bool stream) const {
-    // What goes past the caches is put together in its room.
-    const auto place = [&](int slot) {
-      return stream && elements_.has(slot) ? elements_.room(slot) : elements_.place(slot, at);
-    };
-    T *const next = place(tensor::kNext), *const x0 = place(tensor::kX0), *const corrected = place(tensor::kCorrected);
     const T *const by = elements_.numbers(tensor::kCoefficients), *const x = read(tensor::kX, at);
-    with_guided(at, [&](auto g) { form(at.n, x, g, x0, next); });
-    Terms<kMaxHistory + 1> terms, of_corrected;
+    Past past, of_corrected;
     for (int k = 0; k < kMaxHistory; ++k) {
-      const T* const past = read(tensor::kHistory + k, at);
-      terms.add(past, by[column::kHistory + k]);
-      of_corrected.add(past, by[column::kCorrectedHistory + k]);
+      const T* const from = read(tensor::kHistory + k, at);
+      past.add(from, by[column::kHistory + k]);
+      of_corrected.add(from, by[column::kCorrectedHistory + k]);
     }
-    terms.add(drawn ? drawn : read(tensor::kNoise, at), by[column::kNoise]);
-    add(terms, at.n, next);
-    if (elements_.has(tensor::kKeep)) put_known(at, next);
-    if (corrected) {
-      const Vec<T> of_x(by[column::kCorrectedSample]), of_x0(by[column::kCorrectedX0]);
-      for_each_vec<T>(at.n, [=](auto i) { i.store(corrected, fma(of_x0, i.load(x0), i.load(x) * of_x)); });
-      add(of_corrected, at.n, corrected);
-    }
-    elements_.finish(tensor::kNext, at, next, stream);
-    elements_.finish(tensor::kX0, at, x0, stream);
-    elements_.finish(tensor::kCorrected, at, corrected, stream);
+    past.add(drawn ? drawn : read(tensor::kNoise, at), by[column::kNoise]);
+    with_guided(at, [&](auto g) {
+      const bool at_once = past.count <= g.kPast && !elements_.has(tensor::kKeep) && !elements_.has(tensor::kCorrected);
+      // What goes past the caches but is not written at once is put together in its room.
+      const auto place = [&](int slot) {
+        return stream && !at_once && elements_.has(slot) ? elements_.room(slot) : elements_.place(slot, at);
+      };
+      T *const next = place(tensor::kNext), *const x0 = place(tensor::kX0),
+               *const corrected = place(tensor::kCorrected);
+      const bool past_caches = stream && next != elements_.room(tensor::kNext) && x0 != elements_.room(tensor::kX0);
+      form(at.n, x, g, past, x0, next, past_caches);
+      if (elements_.has(tensor::kKeep)) put_known(at, next);
+      if (corrected) correct(at.n, x, x0, of_corrected, corrected);
+      elements_.finish(tensor::kNext, at, next, stream);
+      elements_.finish(tensor::kX0, at, x0, stream);
+      elements_.finish(tensor::kCorrected, at, corrected, stream);
+    });
   }
 
   // f(g) with g.at(i) the outputs of the model, put together.
@@ -189,6 +199,8 @@ class Step {
   }
 
   struct NoOutput {
+    static constexpr int kPast = kPastAtOnce;
+
     template <class A>
     MMKERN_FN Vec<T> at(A) const {
       return Vec<T>(T(0));
@@ -196,6 +208,8 @@ class Step {
   };
   template <int kCount, bool kMasked>
   struct Guided {
+    static constexpr int kPast = kCount <= 2 && !kMasked ? kPastAtOnce : 0;
+
     const T* from[kCount];
     T by[kCount], masked[kCount];
     const T* mask;
@@ -224,38 +238,55 @@ class Step {
   };
 
   // Scalar: for (i < n) { x0[i] = clip((b * g[i] + a * x[i]) * s); next[i] = e * x0[i] + d * g[i] + c * x[i]; }
-  // x0 may be null.
+  // and past added to next, by the way where that is of few terms: memory then is read and written evenly. x0 may be
+  // null.
   template <class G>
-  void form(int64_t n, const T* x, const G& g, T* x0_to, T* next) const {
+  void form(int64_t n, const T* x, const G& g, const Past& past, T* x0, T* next, bool stream) const {
+    if (past.count == 0) return form_with<0>(n, x, g, past, x0, next, stream);
+    if constexpr (G::kPast > 0) {
+      if (past.count <= G::kPast)
+        return with_count<G::kPast>(
+            past.count, [&](auto count) { form_with<decltype(count)::value>(n, x, g, past, x0, next, stream); });
+    }
+    form_with<0>(n, x, g, past, x0, next, false);
+    add(past, n, next);
+  }
+  template <int kPast, class G>
+  void form_with(int64_t n, const T* x, const G& g, const Past& past, T* x0_to, T* next, bool stream) const {
     const T *const by = elements_.numbers(tensor::kCoefficients), *const limits = elements_.numbers(tensor::kLimits);
     const Vec<T> of_x(by[column::kSample]), of_g(by[column::kOutput]), of_x0(by[column::kX0]);
     if (!x0_to && by[column::kX0] == 0) {
-      for_each_vec<T>(
-          n, [=](auto i) __attribute__((always_inline)) { i.store(next, fma(of_g, g.at(i), i.load(x) * of_x)); });
+      for_each_vec<T>(n, stream, [=](auto i) __attribute__((always_inline)) {
+        i.store(next, past.template onto<kPast>(i, fma(of_g, g.at(i), i.load(x) * of_x)));
+      });
       return;
     }
     const Vec<T> a(by[column::kX0Sample]), b(by[column::kX0Output]), scale(by[column::kX0Scale]);
     const Vec<T> most(limits ? limits[0] : T(0)), by_limits(limits ? limits[1] : T(1));
-    for_each_vec<T>(n, [=](auto i) __attribute__((always_inline)) {
+    for_each_vec<T>(n, stream, [=](auto i) __attribute__((always_inline)) {
       const Vec<T> sample = i.load(x), output = g.at(i);
       Vec<T> x0 = fma(b, output, sample * a) * scale;
       if (limits) x0 = min(most, max(-most, x0)) * by_limits;  // NaN stays NaN
-      i.store(next, fma(of_x0, x0, fma(of_g, output, sample * of_x)));
+      i.store(next, past.template onto<kPast>(i, fma(of_x0, x0, fma(of_g, output, sample * of_x))));
       if (x0_to) i.store(x0_to, x0);
     });
   }
 
-  // Scalar: for (i < n) for (k < count) to[i] += by[k] * from[k][i];
-  template <int kMost>
-  static void add(const Terms<kMost>& terms, int64_t n, T* to) {
-    with_count<kMost>(terms.count, [&](auto count) {
+  // Scalar: for (i < n) for (k < terms.count) to[i] += terms.by[k] * terms.from[k][i];
+  static void add(const Past& terms, int64_t n, T* to) {
+    with_count<kMaxHistory + 1>(terms.count, [&](auto count) {
       for_each_vec<T>(n, [=](auto i) __attribute__((always_inline)) {
-        Vec<T> total = i.load(to);
-#pragma GCC unroll 8
-        for (int k = 0; k < decltype(count)::value; ++k) total = fma(Vec<T>(terms.by[k]), i.load(terms.from[k]), total);
-        i.keep(to, total);
+        i.keep(to, terms.template onto<decltype(count)::value>(i, i.load(to)));
       });
     });
+  }
+
+  // Scalar: for (i < n) to[i] = q * x0[i] + p * x[i];  and the history.
+  void correct(int64_t n, const T* x, const T* x0, const Past& past, T* to) const {
+    const T* const by = elements_.numbers(tensor::kCoefficients);
+    const Vec<T> of_x(by[column::kCorrectedSample]), of_x0(by[column::kCorrectedX0]);
+    for_each_vec<T>(n, [=](auto i) { i.store(to, fma(of_x0, i.load(x0), i.load(x) * of_x)); });
+    add(past, n, to);
   }
 
   // Scalar: for (i < n) next[i] += keep[i] * (p * known[i] + q * noise[i] - next[i]);
@@ -322,8 +353,7 @@ void run_step(const Call& given) {
   const Call call = on_axes_of_x(with_factors(given, rescales ? factors.data : nullptr, samples));
   if (rescales) find_factors(given, call, factors.data, samples);
   const Pieces pieces(call[tensor::kX]);
-  const bool stream = streams(without_gaps(call[tensor::kNext]), without_gaps(call[tensor::kX0]),
-                              without_gaps(call[tensor::kCorrected]));
+  const bool stream = streams(bytes_of(call), call[tensor::kNext], call[tensor::kX0], call[tensor::kCorrected]);
   pieces.for_each(
       given.threads, [&](int64_t row) { return Step<T>(call, row); },
       [&](const Step<T>& step, int64_t piece) {

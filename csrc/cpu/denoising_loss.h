@@ -100,7 +100,7 @@ void backward(const Call& given) {
   if (count(given[1], given[1].rank) == 0) return;
   const Call call = on_axes_of(given, 1, 0);
   const Pieces pieces(call[1]);
-  const bool stream = streams(without_gaps(call[4]), without_gaps(call[5]));
+  const bool stream = streams(bytes_of(call), call[4], call[5]);
   pieces.for_each(
       given.threads, [&](int64_t row) { return Error<T>(call, 1, row); },
       [&](const Error<T>& error, int64_t piece) {

@@ -172,11 +172,5 @@ class Pieces {
   int64_t rows_, cols_, each_;
 };
 
-// Whether a result goes past the caches: only one without gaps does.
-inline Rows<char> without_gaps(const View& view) {
-  if (!view || view.rank > 1) return {nullptr, 0, 0, 0};
-  return {static_cast<char*>(view.data), 1, view.sizes[0] * bytes_of(view.dtype), 0};
-}
-
 }  // namespace MMKERN_ISA
 }  // namespace mmkern

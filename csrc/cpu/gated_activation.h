@@ -30,7 +30,7 @@ void run(const Call& call, int code, int threads) {
   if (count(call[kHidden], call[kHidden].rank) == 0) return;
   const Call merged = with_fewest_axes(call, kHidden);
   const Pieces pieces(merged[kHidden]);
-  const bool stream = streams(without_gaps(merged[kToHidden]));
+  const bool stream = streams(bytes_of(merged), merged[kToHidden], merged[kToGate]);
   activation::with(code, [&](auto act) {
     pieces.for_each(
         threads, [&](int64_t row) { return E(merged, kHidden, row, kCount); },

@@ -280,9 +280,7 @@ class Backward {
 template <class T>
 void write_all(const Call& call) {
   const View& out = call[5];
-  const Rows<char> rows{static_cast<char*>(out.data), count(out, 3), out.sizes[3] * bytes_of(out.dtype),
-                        out.strides[2] * bytes_of(out.dtype)};
-  const bool stream = is_dense(out) && streams(rows);
+  const bool stream = streams(bytes_of(call), out);
   const Problem<T> p(call, 0);
   activation::with(int(call.scalars[1]), [&](auto act) {
     using Act = decltype(act);

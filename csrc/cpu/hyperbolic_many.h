@@ -92,7 +92,7 @@ void forward(const Call& call) {
   using T = accumulate_t<S>;
   const auto x = rows<const S>(call[0]), y = rows<const S>(call[1]), u = rows<const S>(call[2]);
   const auto out = rows<S>(call[3]);
-  const bool stream = streams(out);
+  const bool stream = streams(bytes_of(call), call[3]);
   const Vec<T> c(T(call.scalars[0]));
   for_each_row_block<T>(x.rows, 8 * x.cols, call.threads, [&](int64_t first, int n) {
     Lanes<T, kInputs> in;
@@ -137,7 +137,7 @@ void backward(const Call& call) {
   const auto x = rows<const S>(call[1]), y = rows<const S>(call[2]), u = rows<const S>(call[3]);
   Rows<S> to[3];
   for (int i = 0; i < 3; ++i) to[i] = call[4 + i] ? rows<S>(call[4 + i]) : Rows<S>{};
-  const bool stream = streams(to[0], to[1], to[2]);
+  const bool stream = streams(bytes_of(call), call[4], call[5], call[6]);
   RowPartials<T> curvature_to(call[7], x.rows);
   for_each_row_block<T>(x.rows, 16 * x.cols, call.threads, [&](int64_t first, int n) {
     Lanes<T, kInputs> in;

@@ -129,7 +129,7 @@ void forward(const Call& call, double option, Solve<accumulate_t<S>> solve) {
   constexpr const S* kNoGrad = nullptr;
   const auto x = rows<const S>(call[0]), y = rows<const S>(call[1]);
   const auto out = kind == Result::map ? rows<S>(call[2]) : Rows<S>{};
-  const bool stream = streams(out);
+  const bool stream = kind == Result::map && streams(bytes_of(call), call[2]);
   const T c = T(call.scalars[0]);
   for_each_run_of_blocks<T>(x.rows, 5 * x.cols, call.threads, [&](auto block, int64_t count) {
     Inputs<T> in;
@@ -181,7 +181,7 @@ void backward(const Call& call, double option, SolveGradient<accumulate_t<S>> so
   const auto g = is_map ? rows<const S>(grad) : Rows<const S>{};
   const auto row_grad = row_scalars<const S>(is_map ? View{} : grad);
   const auto x_to = x_out ? rows<S>(x_out) : Rows<S>{}, y_to = y_out ? rows<S>(y_out) : Rows<S>{};
-  const bool stream = streams(x_to, y_to);
+  const bool stream = streams(bytes_of(call), x_out, y_out);
   RowPartials<T> curvature_to(call[5], x.rows);
   const T c = T(call.scalars[0]);
   for_each_row_block<T>(x.rows, 12 * x.cols, call.threads, [&](int64_t first, int n) {

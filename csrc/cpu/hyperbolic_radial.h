@@ -93,10 +93,9 @@ inline int rows_ahead(int64_t row_bytes, int most, bool stream) {
 
 // While a row is written, |x|^2 of the row read ahead is formed: its loads fill the time of the stores.
 template <class S>
-void forward(const Rows<const S>& x, RowScalars<const accumulate_t<S>> factor, const Rows<S>& out, double curvature,
-             int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
+void forward(const Rows<const S>& x, RowScalars<const accumulate_t<S>> factor, const Rows<S>& out, bool stream,
+             double curvature, int threads, Solve<accumulate_t<S>> solve, Solve<double> solve_wide) {
   using T = accumulate_t<S>;
-  const bool stream = streams(out);
   const int lanes = rows_ahead(x.cols * int64_t(sizeof(S)), Vec<T>::size, stream);
   parallel_rows(x.rows, 3 * x.cols, threads, [=](int64_t begin, int64_t end) {
     const T c = T(curvature);
@@ -147,7 +146,7 @@ void backward(const View& grad_view, const View& x_view, const View& factor_view
   const auto factor = row_scalars<const T>(factor_view);
   const auto x_to = to.x ? rows<S>(to.x) : Rows<S>{};
   const auto factor_to = row_scalars<T>(to.factor);
-  const bool stream = streams(x_to);
+  const bool stream = streams(bytes_of(grad_view) + bytes_of(x_view) + bytes_of(to.x), to.x);
   RowPartials<T> curvature_to(to.curvature, x.rows);
   const T c = T(curvature);
   for_each_row_block<T>(x.rows, 6 * x.cols, threads, [&](int64_t first, int n) {
@@ -196,8 +195,9 @@ void run(const Call& call) {
   with_storage(x->dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = accumulate_t<S>;
-    forward<S>(rows<const S>(*x), row_scalars<const T>(kHasFactor ? *factor : View{}), rows<S>(*out), call.scalars[0],
-               call.threads, &Scale<Op>::template solve<T>, &Scale<Op>::template solve<double>);
+    forward<S>(rows<const S>(*x), row_scalars<const T>(kHasFactor ? *factor : View{}), rows<S>(*out),
+               streams(bytes_of(call), *out), call.scalars[0], call.threads, &Scale<Op>::template solve<T>,
+               &Scale<Op>::template solve<double>);
   });
 }
 

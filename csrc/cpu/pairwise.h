@@ -27,7 +27,7 @@ class StoredRows {
       : stored_(view),
         stride_(view ? collapsed_stride(view, 1, view.sizes[1]) : 0),
         stream_(view.dtype == Dtype::float32 && view.sizes[1] % Vec<T>::size == 0 &&
-                streams(mmkern::rows<float>(view))) {}
+                streams(2 * bytes_of(view), view)) {}
 
   explicit operator bool() const { return bool(stored_); }
 

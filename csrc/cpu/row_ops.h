@@ -50,15 +50,6 @@ inline int64_t count(const View& view, int leading) {
   return n;
 }
 
-inline bool is_dense(const View& view) {
-  int64_t expected = 1;
-  for (int axis = view.rank - 1; axis >= 0; --axis) {
-    if (view.sizes[axis] > 1 && view.strides[axis] != expected) return false;
-    expected *= view.sizes[axis];
-  }
-  return true;
-}
-
 // [..., D] as rows of length D.
 template <class S>
 inline Rows<S> rows(const View& view) {
@@ -171,36 +162,57 @@ MMKERN_FN void for_each_vec(int64_t n, bool stream, F f) {
   stream ? for_each_vec<T, true>(n, f) : for_each_vec<T>(n, f);
 }
 
-// The last cache that this core shares, as Linux says it; glibc's sysconf gives that of the whole socket.
-inline size_t last_cache_bytes() {
-  static const size_t bytes = [] {
+// The last cache that this core shares, as Linux says it; glibc's sysconf gives that of the whole socket. Tests say
+// themselves how large it is.
+inline int64_t last_cache_bytes() {
+  static const int64_t bytes = [] {
+    if (const char* given = getenv("MMKERN_LAST_CACHE_BYTES")) return int64_t(atoll(given));
     unsigned kilobytes = 0;
     if (FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
       if (fscanf(file, "%uK", &kilobytes) != 1) kilobytes = 0;
       fclose(file);
     }
-    const size_t most = size_t(32) << 20;  // of a larger one, other cores have their share
-    const size_t shared = size_t(kilobytes) << 10;
+    const int64_t most = int64_t(32) << 20;  // of a larger one, other cores have their share
+    const int64_t shared = int64_t(kilobytes) << 10;
     return shared && shared < most ? shared : most;
   }();
   return bytes;
 }
 
-// Whether to store past the caches what a call writes: where it would fill the last one beside what the call reads,
-// nobody finds it there later, and a line that is not read before it is written saves a third of a copy's traffic. Rows
-// must begin at whole lines.
-template <class... S>
-inline bool streams(const Rows<S>&... outputs) {
-  constexpr uintptr_t kLine = 64;
-  size_t bytes = 0;
-  uintptr_t places = 0;
-  const auto look = [&](const auto& rows) {
-    if (!rows.data) return;
-    bytes += size_t(rows.rows * rows.cols) * sizeof(*rows.data);
-    places |= reinterpret_cast<uintptr_t>(rows.data) | uintptr_t(rows.stride) * sizeof(*rows.data);
-  };
-  (look(outputs), ...);
-  return 2 * bytes >= last_cache_bytes() && places % kLine == 0;
+// Of each number once.
+inline int64_t bytes_of(const View& view) {
+  int64_t bytes = view ? bytes_of(view.dtype) : 0;
+  for (int axis = 0; axis < view.rank; ++axis) bytes *= view.strides[axis] != 0 ? view.sizes[axis] : 1;
+  return bytes;
+}
+inline int64_t bytes_of(const Call& call) {
+  int64_t bytes = 0;
+  for (const View& view : call.tensors) bytes += bytes_of(view);
+  return bytes;
+}
+
+constexpr int64_t kLine = 64;  // bytes that caches and memory exchange at once
+
+// Whether each row of it does, and lies without gaps.
+inline bool begins_at_lines(const View& view) {
+  int64_t places = int64_t(reinterpret_cast<uintptr_t>(view.data));
+  for (int axis = 0; axis < view.rank; ++axis) {
+    if (view.sizes[axis] == 1) continue;
+    const int64_t step = view.strides[axis] * bytes_of(view.dtype);
+    if (axis < view.rank - 1)
+      places |= step;
+    else if (view.strides[axis] != 1)
+      return false;
+  }
+  return places % kLine == 0;
+}
+
+// Whether to store the results of a call, which moves so many bytes, past the caches: where that does not fit the last
+// one, nobody finds a result there later, and a line that is not read before it is written saves a third of a copy's
+// traffic.
+template <class... Results>
+inline bool streams(int64_t bytes, const Results&... results) {
+  return bytes >= last_cache_bytes() && (begins_at_lines(results) && ...);
 }
 
 // K sums over a row, in as many independent accumulators as hide the latency of fma.
@@ -237,8 +249,8 @@ MMKERN_FN RowSums<T, K> reduce_row(int64_t n, F term) {
 
 // Scalar: for (i < n) { to[i] = value(i); for (k < K) sums[k] += term_k(i); }, value(at, acc) doing both.
 // Several vectors are loaded before the first is stored: a load waits for an earlier store to the same place in another
-// page, and rows of two tensors often lie a few lines apart there.
-template <class T, int K, bool kStream, class S, class F>
+// page, and rows of two tensors often lie a few lines apart there. Where `value` stores as well, fewer are better.
+template <class T, int K, int kAtOnce, bool kStream, class S, class F>
 MMKERN_FN RowSums<T, K> write_and_reduce_row(int64_t n, S* to, F value) {
   using Sums = RowSums<T, K>;
   constexpr int W = Vec<T>::size, U = Sums::kParts;
@@ -250,8 +262,9 @@ MMKERN_FN RowSums<T, K> write_and_reduce_row(int64_t n, S* to, F value) {
     for (int u = 0; u < kCount; ++u) At<T, kStream>{place + u * W}.store(to, values[u]);
   };
   int64_t i = 0;
-  for (; i + 2 * U * W <= n; i += 2 * U * W) write(i, Count<2 * U>{});
-  for (; i + U * W <= n; i += U * W) write(i, Count<U>{});
+  for (; i + kAtOnce * W <= n; i += kAtOnce * W) write(i, Count<kAtOnce>{});
+  if (kAtOnce > U)
+    for (; i + U * W <= n; i += U * W) write(i, Count<U>{});
   for (; i + W <= n; i += W) write(i, Count<1>{});
   if (i < n) {
     const AtTail<T> tail{i, int(n - i)};
@@ -259,9 +272,10 @@ MMKERN_FN RowSums<T, K> write_and_reduce_row(int64_t n, S* to, F value) {
   }
   return sums;
 }
-template <class T, int K, class S, class F>
+template <class T, int K, int kAtOnce = 2 * RowSums<T, K>::kParts, class S, class F>
 MMKERN_FN RowSums<T, K> write_and_reduce_row(int64_t n, bool stream, S* to, F value) {
-  return stream ? write_and_reduce_row<T, K, true>(n, to, value) : write_and_reduce_row<T, K, false>(n, to, value);
+  return stream ? write_and_reduce_row<T, K, kAtOnce, true>(n, to, value)
+                : write_and_reduce_row<T, K, kAtOnce, false>(n, to, value);
 }
 
 template <class T, class S>
@@ -273,11 +287,12 @@ MMKERN_FN T squared_norm(const S* row, int64_t cols) {
   return sums.total(0);
 }
 
-// Memory that a kernel needs while it runs.
+// Memory that a kernel needs while it runs. It begins at a line: vectors then lie in one.
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t n) : data(static_cast<T*>(malloc(size_t(n) * sizeof(T)))) {}
+  explicit Scratch(int64_t n)
+      : data(static_cast<T*>(aligned_alloc(kLine, (n * sizeof(T) + kLine - 1) / kLine * kLine))) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { free(data); }
