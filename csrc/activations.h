@@ -18,10 +18,15 @@ struct None {
   }
 };
 
+template <class V>
+MMKERN_FN V sigmoid(V u) {
+  return V(1.0f) / (V(1.0f) + exp_flushed(min(V(88.0f), -u)));
+}
+
 struct Silu {
   template <class V>
   static MMKERN_FN Point<V> at(V u) {
-    const V share = V(1.0f) / (V(1.0f) + exp_flushed(min(V(88.0f), -u)));
+    const V share = sigmoid(u);
     return {u * share, share * fma(u, V(1.0f) - share, V(1.0f))};
   }
 };
@@ -35,13 +40,13 @@ struct Gelu {
 };
 
 struct GeluTanh {
+  // (1 + tanh z) / 2 = sigmoid(2 z)
   template <class V>
   static MMKERN_FN Point<V> at(V u) {
-    constexpr double kScale = 0.79788456080286536, kCube = 0.044715;
-    const V square = u * u, t = tanh(u * fma(square, V(kScale * kCube), V(kScale)));
-    const V half = fma(V(0.5f), t, V(0.5f));
-    const V inner = fma(square, V(3 * kScale * kCube), V(kScale));
-    return {u * half, fma(V(0.5f) * u * fma(-t, t, V(1.0f)), inner, half)};
+    constexpr double kScale = 2 * 0.79788456080286536, kCube = kScale * 0.044715;
+    const V square = u * u, share = sigmoid(u * fma(square, V(kCube), V(kScale)));
+    const V inner = fma(square, V(3 * kCube), V(kScale));
+    return {u * share, fma(u * share * (V(1.0f) - share), inner, share)};
   }
 };
 
