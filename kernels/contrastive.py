@@ -309,6 +309,7 @@ def sigmoid_loss(
     y: Tensor,
     logit_scale: float | Tensor,
     logit_bias: float | Tensor,
+    factor: float,
     positive_diagonal: bool,
     makes_gradients: bool,
     loss: Tensor,
@@ -321,7 +322,7 @@ def sigmoid_loss(
     n, m = pairs.shape
     _fill(0.0, (logit_scale_grad, logit_bias_grad))
     if n * m == 0:
-        _fill(0.0, (loss, x_grad, y_grad))
+        _fill(0.0 * factor, (loss, x_grad, y_grad))
         return
     scalars = float_or_tensor(logit_scale), float_or_tensor(logit_bias)
     loss_total = _Total(loss)
@@ -342,3 +343,5 @@ def sigmoid_loss(
         diagonal = 0 if positive_diagonal else m
         pairs.reduce(_sigmoid_loss, (loss_total.room(pairs), *scalars, diagonal))
     loss_total.write()
+    # At last, since weights that are 16 bits beside points of 16 would lose digits.
+    torch._foreach_mul_([loss, x_grad, y_grad, logit_scale_grad, logit_bias_grad], factor)

@@ -17,8 +17,7 @@ FAMILIES = ("modulation", "diffusion", "gated", "group_norm", "hyperbolic")
 def test_every_case_past_the_caches(family: str) -> None:
     """In a process of its own, which looks once at how large the cache is."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "test_forward or test_backward"]
-        + [f"tests/test_{family}.py"],
+        [sys.executable, "-m", "pytest", "-q", f"tests/test_{family}.py", "-k", "test_forward or test_backward"],
         env=os.environ | {"MMKERN_LAST_CACHE_BYTES": "0"},
         cwd=ROOT,
         capture_output=True,

@@ -40,6 +40,7 @@ def contrastive_call(variant: Variant) -> Call:
         "logit_scale": torch.ones(()),
         "logit_bias": torch.zeros(()),
         "positive_mask": torch.rand(n, n) < 0.1 if special == "positives" else None,
+        "factor": 1 / n,
         "positive_diagonal": special != "positives",
         "keeps_products": False,
         **dict.fromkeys(("x_labels", "y_labels"), torch.randint(0, 8, (n, 12))),

@@ -47,9 +47,8 @@ const KernelEntry kEntries[] = {
     MMKERN_ENTRIES("retained_pairwise_logsumexp", MMKERN_DOT, MMKERN_RETAINED),
     MMKERN_ENTRIES("lorentz_retained_pairwise_logsumexp", MMKERN_LORENTZ, MMKERN_RETAINED),
     {"sigmoid_loss",
-     "x: ND, y: MD, number logit_scale, number logit_bias, number positive_diagonal, number makes_gradients, acc "
-     "loss:, "
-     "acc grad_x: PD, acc grad_y: QD, acc grad_logit_scale:, acc grad_logit_bias:",
+     "x: ND, y: MD, number logit_scale, number logit_bias, number factor, number positive_diagonal, "
+     "number makes_gradients, acc loss:, acc grad_x: PD, acc grad_y: QD, acc grad_logit_scale:, acc grad_logit_bias:",
      contrastive::run_sigmoid_loss},
 };
 

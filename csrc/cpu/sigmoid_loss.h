@@ -41,10 +41,10 @@ struct SigmoidSums {
   explicit SigmoidSums(int64_t n) : rows(n), loss(n), of_scale(n), of_bias(n) {
     for (int64_t i = 0; i < n; ++i) loss.data[i] = of_scale.data[i] = of_bias.data[i] = 0;
   }
-  void write(const Scratch<T>& sums, const View& to) const {
+  void write(const Scratch<T>& sums, double factor, const View& to) const {
     double total = 0;
     for (int64_t i = 0; i < rows; ++i) total += double(sums.data[i]);
-    *static_cast<T*>(to.data) = T(total);
+    *static_cast<T*>(to.data) = T(factor * total);
   }
 };
 
@@ -54,6 +54,7 @@ struct SigmoidGradients {
   static constexpr bool kReadsValues = true;
   const SigmoidLoss<T>& loss;
   const SigmoidSums<T>& sums;
+  const Vec<T> by;
   const int64_t first, from;
 
   struct Row {
@@ -66,7 +67,7 @@ struct SigmoidGradients {
       loss += term.loss;
       of_scale = fma(term.slope, product, of_scale);
       of_bias += term.slope;
-      return term.slope * all.loss.scale;
+      return term.slope * all.by;
     }
   };
   Row of_row(int64_t i, int64_t j0, int, T*) const { return {*this, first + i, from + j0}; }
@@ -78,12 +79,15 @@ struct SigmoidGradients {
 };
 
 // Tensors: x, y, the loss, x', y', scale', bias'; the first two of these are without rows where only the loss is
-// wanted. Scalars: scale, bias, whether the diagonal is positive, whether gradients are made.
+// wanted. Scalars: scale, bias, what all is multiplied by, whether the diagonal is positive, whether gradients are
+// made.
 template <class T>
 void sigmoid_loss(const Call& call) {
   const InputRows<T> x(call[0]), y(call[1]);
   const View none{}, &to_x = call[3], &to_y = call[4];
-  const SigmoidLoss<T> loss{Vec<T>(T(call.scalars[0])), Vec<T>(T(call.scalars[1])), {none, call.scalars[2] != 0}};
+  const SigmoidLoss<T> loss{Vec<T>(T(call.scalars[0])), Vec<T>(T(call.scalars[1])), {none, call.scalars[3] != 0}};
+  const double factor = call.scalars[2];
+  const Vec<T> by(T(call.scalars[0] * factor));
   const SigmoidSums<T> sums(x.rows.rows);
   const auto take = [&](int64_t i0, int64_t j0, int rows, int cols, const T* tile, int64_t ld) {
     for (int r = 0; r < rows; ++r) {
@@ -94,14 +98,14 @@ void sigmoid_loss(const Call& call) {
       sums.loss.data[i0 + r] += sum(of_row);
     }
   };
-  if (call.scalars[3] != 0 && to_x.sizes[0] == x.rows.rows && to_y.sizes[0] == y.rows.rows)
+  if (call.scalars[4] != 0 && to_x.sizes[0] == x.rows.rows && to_y.sizes[0] == y.rows.rows)
     differentiate<T>(Dot<T>(T(0)), x.rows, y.rows, {}, to_x, to_y, call.threads,
-                     [&](int64_t first, int64_t from) { return SigmoidGradients<T>{loss, sums, first, from}; });
+                     [&](int64_t first, int64_t from) { return SigmoidGradients<T>{loss, sums, by, first, from}; });
   else
     score_tiles<T>(x.rows, y.rows, call.threads, take);
-  sums.write(sums.loss, call[2]);
-  sums.write(sums.of_scale, call[5]);
-  sums.write(sums.of_bias, call[6]);
+  sums.write(sums.loss, factor, call[2]);
+  sums.write(sums.of_scale, factor, call[5]);
+  sums.write(sums.of_bias, factor, call[6]);
 }
 
 inline void run_sigmoid_loss(const Call& call) {

@@ -64,7 +64,7 @@ class Shards:
 
     @_uncompiled
     def sigmoid_loss(self, op: Op, *args: Any) -> Tensor:
-        """The sum over all pairs, the same in every process.
+        """Of all pairs, the same in every process.
 
         Args:
             op: ``sigmoid_loss``, and its arguments as it takes them.

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from mmkern.distributed.contrastive import Shards
 
 _sigmoid_loss = define(
-    "sigmoid_loss(Tensor x, Tensor y, Tensor logit_scale, Tensor logit_bias, bool positive_diagonal, "
+    "sigmoid_loss(Tensor x, Tensor y, Tensor logit_scale, Tensor logit_bias, float factor, bool positive_diagonal, "
     "bool makes_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     family="contrastive",
     reference=reference.sigmoid_loss,
@@ -215,15 +215,19 @@ def siglip_loss(
     check_pairs(op, x, y, "mean")
     if normalize:
         x, y = functional.normalize(x, dim=-1), functional.normalize(y, dim=-1)
-    raw, call = _sigmoid_loss, (x, y, logit_scale, logit_bias, True, needs_gradient(x, y, logit_scale, logit_bias))
+    raw, numbers = _sigmoid_loss, (logit_scale, logit_bias)
+    options = True, needs_gradient(x, y, *numbers)
     if group is None:
-        total, rows = named(op, raw, raw, *call)[0], x.shape[0]
-    else:
-        args = named(op, raw, raw._prepare, call)
-        shards = join(op, group, *args[:-2])
-        total, rows = shards.sigmoid_loss(raw, *args), shards.rows
-    loss: Tensor = total / rows
-    return loss
+        loss: Tensor = named(op, raw, raw, x, y, *numbers, _share(x.shape[0]), *options)[0]
+        return loss
+    x, y, *numbers, _, _, _ = named(op, raw, raw._prepare, (x, y, *numbers, 1.0, *options))
+    shards = join(op, group, x, y, *numbers)
+    return shards.sigmoid_loss(raw, x, y, *numbers, _share(shards.rows), *options)
+
+
+def _share(rows: int) -> float:
+    """Of a row in the mean, which none has where there is none."""
+    return 1 / rows if rows else float("nan")
 
 
 def lorentz_contrastive_loss(

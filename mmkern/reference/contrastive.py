@@ -137,9 +137,15 @@ def _with_diagonal(positive: Tensor, is_positive: bool) -> Tensor:
 
 
 def sigmoid_loss(
-    x: Tensor, y: Tensor, logit_scale: Scalar, logit_bias: Scalar, positive_diagonal: bool, makes_gradients: bool
+    x: Tensor,
+    y: Tensor,
+    logit_scale: Scalar,
+    logit_bias: Scalar,
+    factor: float,
+    positive_diagonal: bool,
+    makes_gradients: bool,
 ) -> tuple[Tensor, ...]:
-    """``Σ_ij softplus(l_ij)``, ``l = scale·x·y + bias``, of the diagonal's positive pairs ``softplus(−l_ii)``.
+    """``factor·Σ_ij softplus(l_ij)``, ``l = scale·x·y + bias``, of the diagonal's positive pairs ``softplus(−l_ii)``.
 
     Then its gradients for x, y, the scale and the bias, if they are asked for; else empty ones, and zeros.
     """
@@ -149,10 +155,10 @@ def sigmoid_loss(
     if positive_diagonal:
         sign.fill_diagonal_(-1)
     logits = sign * (logit_scale * products + logit_bias)
-    loss = -functional.logsigmoid(-logits).sum()
+    loss = -factor * functional.logsigmoid(-logits).sum()
     if not makes_gradients:
         return loss, x[:0], y[:0], loss.new_zeros(()), loss.new_zeros(())
-    slope = sign * logits.sigmoid()
+    slope = factor * sign * logits.sigmoid()
     return loss, logit_scale * slope @ y, logit_scale * slope.T @ x, (slope * products).sum(), slope.sum()
 
 

@@ -90,12 +90,19 @@ def keeping(given: Case) -> Case:
 
 
 def sigmoid_case(
-    label: str, x: Any, y: Any, *, scale: float = 3.0, positive_diagonal: bool = True, makes_gradients: bool = True
+    label: str,
+    x: Any,
+    y: Any,
+    *,
+    scale: float = 3.0,
+    factor: float = 0.25,
+    positive_diagonal: bool = True,
+    makes_gradients: bool = True,
 ) -> Case:
     return Case(
         "sigmoid_loss",
         label,
-        lambda g: [x(g), y(g), _scalar(scale), _scalar(-2.0), positive_diagonal, makes_gradients],
+        lambda g: [x(g), y(g), _scalar(scale), _scalar(-2.0), factor, positive_diagonal, makes_gradients],
     )
 
 
