@@ -18,11 +18,6 @@ struct None {
   }
 };
 
-template <class V>
-MMKERN_FN V sigmoid(V u) {
-  return V(1.0f) / (V(1.0f) + exp_flushed(min(V(88.0f), -u)));
-}
-
 struct Silu {
   template <class V>
   static MMKERN_FN Point<V> at(V u) {

@@ -317,6 +317,21 @@ def test_weights(level: str, vector: str) -> None:
     assert np.isnan(apply(level, "exp_flushed", vector, np.array([np.nan, -np.nan], np.float32))).all()
 
 
+@probe.over_levels
+@pytest.mark.parametrize("vector", ["f1", "f2"])
+def test_sigmoid(level: str, vector: str) -> None:
+    """The bound that it states, and its ends."""
+    x = np.concatenate([np.linspace(-87, 100, 1_000_001), np.geomspace(1e-40, 1e38, 10_001)]).astype(np.float32)
+    truth = 1 / (1 + np.exp(-x.astype(np.float64)))
+    error = ulp_error(apply(level, "sigmoid", vector, x), truth)
+    bound = np.where(x >= 0, 2.5, 3 + np.abs(x) * (1.25 if level == "v2" else 0.5))
+    assert (error <= bound).all(), f"{(error - bound).max()} ulp too much at {x[(error - bound).argmax()]}"
+    below = apply(level, "sigmoid", vector, np.array([-88, -104, -1e38, -np.inf], np.float32))
+    assert (below >= 0).all()
+    assert (below < 1e-38).all()
+    assert np.isnan(apply(level, "sigmoid", vector, np.array([np.nan, -np.nan], np.float32))).all()
+
+
 def normal_cdf(x: Array) -> Array:
     return np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()])
 

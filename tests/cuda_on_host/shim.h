@@ -138,6 +138,7 @@ inline void sincospif(float x, float* sine, float* cosine) {
   *sine = float(sin(M_PI * x));
   *cosine = float(cos(M_PI * x));
 }
+inline float __fdividef(float a, float b) { return a / b; }
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   memcpy(&bits, &x, 4);
