@@ -15,7 +15,7 @@ from mmkern.backends.cuda_pieces import Pieces
 from mmkern.ops._define import OPS
 from mmkern.reference.activations import FUNCTIONS, Activation
 from tests.cases.case import Case
-from tests.cases.gated import CASES, wide
+from tests.cases.gated import CASES, FAR, wide
 from tests.cases.modulation import randn
 from tests.cuda_on_host import calls, frame
 
@@ -63,14 +63,14 @@ def test_modulators_of_other_dtypes(cols: int, shared: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("activation", Activation)
 def test_far_arguments(activation: Activation) -> None:
     """No activation overflows on the way to a number that is in range."""
-    x = torch.tensor([[-1e4, -100.0, -20.0, -0.0, 0.0, 20.0, 100.0, 1e4, math.nan]])
+    x = torch.tensor([[*FAR, math.nan]])
     args = [x, None, None, 1.0, int(activation)]
     found = frame.both_ways("affine_activation", args, [torch.ones_like(x)])
     leaf = x.clone().requires_grad_()
     expected = FUNCTIONS[activation](leaf)
     (slope,) = torch.autograd.grad(expected.sum(), leaf)
     torch.testing.assert_close(found[0], expected, equal_nan=True)
-    torch.testing.assert_close(found[1][:, :8], slope[:, :8])
+    torch.testing.assert_close(found[1][slope.isfinite()], slope[slope.isfinite()])
 
 
 @pytest.mark.parametrize("shared", [(1, 20), (9, 1), (9, 20)])

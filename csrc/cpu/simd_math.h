@@ -154,7 +154,7 @@ MMKERN_FN Vec<float, R> exp(Vec<float, R> x) {
   return scale_by(1.0f + e.q, e.n);
 }
 
-// e^x for x <= 88, and 0 where it is below 2^-126: for weights, whose small ones drown in a sum. Half the work of exp.
+// e^x for x <= 88, infinity for 88.5, and 0 where it is below 2^-126: for weights, whose small ones drown in a sum. Half the work of exp.
 // 2 + |x| / 2 ulp; without fma 2 + 1.25 |x|.
 template <int R>
 MMKERN_FN Vec<float, R> exp_flushed(Vec<float, R> x) {
@@ -440,11 +440,12 @@ MMKERN_FN Vec<double, R> atan2(Vec<double, R> y, Vec<double, R> x) {
   return y;
 }
 
-// 1 / (1 + e^-x); from -88 down that of -88. 2.5 ulp from 0 up, below 3 + |x| / 2, without fma 3 + 1.25 |x|.
+// 1 / (1 + e^-x), 0 from -88.5 down. 2.5 ulp from 0 up, below 3 + |x| / 2, without fma 3 + 1.25 |x|.
 template <class T, int R>
 MMKERN_FN Vec<T, R> sigmoid(Vec<T, R> x) {
   using V = Vec<T, R>;
-  return V(T(1)) / (V(T(1)) + exp_flushed(min(V(T(88)), -x)));
+  const V infinite(T(sizeof(T) == sizeof(float) ? 88.5 : 710.0));  // to exp_flushed
+  return V(T(1)) / (V(T(1)) + exp_flushed(min(infinite, -x)));
 }
 
 }  // namespace MMKERN_ISA

@@ -28,7 +28,7 @@ MMKERN_FN float fma(float a, float b, float c) { return fmaf(a, b, c); }
 MMKERN_FN float sqrt(float x) { return sqrtf(x); }
 MMKERN_FN float exp_flushed(float x) { return expf(x); }
 // 2 ulp of the division, whose code for subnormals would spill registers; 0 where it is below 2^-126.
-MMKERN_FN float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(min(88.0f, -x))); }
+MMKERN_FN float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 MMKERN_FN float normal_cdf(float x) { return fmaf(0.5f, erff(x * 0.70710678f), 0.5f); }
 MMKERN_FN float sinh(float x) { return sinhf(x); }
 MMKERN_FN float cosh(float x) { return coshf(x); }

@@ -208,7 +208,7 @@ def take_step(
     name = f"{coefficients.solver}_step"
     if not isinstance(sample, Tensor):
         raise TypeError(f"{name}: sample is {type(sample).__name__}, expected a Tensor")
-    if options.keys() - _OPTIONS:
+    if not options.keys() <= _OPTIONS:
         raise TypeError(f"{name}: got {', '.join(options.keys() - _OPTIONS)}, expected {', '.join(_OPTIONS)}")
     guidance, clip = options.get("guidance"), options.get("clip")
     outputs = _outputs(name, model_output, guidance)

@@ -16,6 +16,9 @@ from .modulation import LAYOUTS, randn
 
 Shape = Callable[[Tensor], tuple[int, ...]]
 
+# Where an activation may overflow on its way.
+FAR = (-1e38, -1e30, -1e4, -100.0, -88.4, -20.0, -0.0, 0.0, 20.0, 100.0, 1e4, 1e30, 1e38)
+
 
 def _kept(*axes: int) -> Shape:
     """The sizes of x on these axes, 1 on the others."""
