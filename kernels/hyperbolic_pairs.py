@@ -28,6 +28,7 @@ from mmkern.kernels.score_tiles import (
     ALL_REGISTERS,
     Tiling,
     Weights,
+    are_copied,
     launch_product,
     rounded_to_tf32,
     score_tile,
@@ -373,7 +374,7 @@ class AllPairs:
 
     @property
     def tiling(self) -> Tiling:
-        return Tiling.of(*self.shape, self.x.dtype, is_heavy=self.is_heavy)
+        return Tiling.of(*self.shape, self.x.dtype, is_copied=are_copied(self.x, self.y), is_heavy=self.is_heavy)
 
     @property
     def tiles(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import triton.language as tl
 from mmkern.kernels.hyperbolic_pairs import LORENTZ_DISTANCE, Pair, _nearness, _terms, float_or_tensor
 from mmkern.kernels.rows import scalar, unit_stride
 from mmkern.kernels.scalar_math import INFINITY, div, exp, sqrt, tanh
-from mmkern.kernels.score_tiles import ALL_REGISTERS, Tiling, score_tile, squared_difference_tile
+from mmkern.kernels.score_tiles import ALL_REGISTERS, Tiling, are_copied, score_tile, squared_difference_tile
 from torch import Tensor
 
 from mmkern.reference import retrieval as reference
@@ -199,7 +199,7 @@ def _select(
             logs.fill_(-torch.inf)
         return
     width = triton.next_power_of_2(max(k, 16))
-    tiling = Tiling.of(n, m, x.dtype, is_heavy=True)
+    tiling = Tiling.of(n, m, x.dtype, is_copied=are_copied(x, y), is_heavy=True)
     # Beside a float32 product a row has fewer registers, and they spill.
     tall, warps = (64, 4) if x.dtype.itemsize == 2 else (32, 4) if pair.near is None else (16, 8)
     tall = min(tiling.rows, 4096 // width, tall)

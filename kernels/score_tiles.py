@@ -28,24 +28,25 @@ class Tiling:
     warps: int
 
     @classmethod
-    def of(cls, rows: int, columns: int, dtype: torch.dtype, *, is_heavy: bool = False) -> Tiling:
-        """``is_heavy``: for functions of a score that hold many numbers beside it."""
+    def of(cls, rows: int, columns: int, dtype: torch.dtype, *, is_copied: bool, is_heavy: bool = False) -> Tiling:
+        """``is_copied``: see ``are_copied``. ``is_heavy``: for functions of a score that hold many numbers beside it."""
         # 32 elements a thread, 16 beside the registers of a float32 product: with more the functions of a score spill.
         if dtype.itemsize == 2:
-            tall, wide, depth, per_warp = (64, 64, 64, 512) if is_heavy else (128, 64, 64, 1024)
+            tall, wide, per_warp = (64, 64, 512) if is_heavy else (128, 64, 1024)
+            depth = 64 if is_copied else 32
         else:
             tall, wide, depth, per_warp = (64, 32 if is_heavy else 64, 32, 512)
         i, j = _side(rows, tall), _side(columns, wide)
         return cls(i, j, depth, max(i * j // per_warp, 1))
 
     @classmethod
-    def large(cls, rows: int, columns: int, dtype: torch.dtype, widest: int, *, is_aligned: bool) -> Tiling:
-        """For functions of a score that hold few numbers beside it; ``is_aligned``: rows are copied by 16 bytes."""
+    def large(cls, rows: int, columns: int, dtype: torch.dtype, widest: int, *, is_copied: bool) -> Tiling:
+        """For functions of a score that hold few numbers beside it."""
         if dtype.itemsize == 4:
-            tiling = cls.of(rows, columns, dtype)
+            tiling = cls.of(rows, columns, dtype, is_copied=is_copied)
             return replace(tiling, depth=16, warps=max(tiling.warps, 4))
-        # No side below 64, which is what sm_90's matrix instructions take. What is not copied goes through registers.
-        widest, depth = (widest, 64) if is_aligned else (64, 32)
+        # No side below 64, which is what sm_90's matrix instructions take.
+        widest, depth = (widest, 64) if is_copied else (64, 32)
         i, j = _side(max(rows, 64), 128), _side(max(columns, 64), widest)
         return cls(i, j, depth, max(i // 16, 1))
 
@@ -55,6 +56,11 @@ class Tiling:
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
         return triton.cdiv(rows, self.rows), triton.cdiv(columns, self.columns)
+
+
+def are_copied(*matrices: Tensor) -> bool:
+    """Whether their rows are copied by 16 bytes; else they go through registers. Triton knows multiples of 16."""
+    return all((x.stride(0) | x.shape[1]) % 16 == 0 for x in matrices)
 
 
 def _side(size: int, largest: int) -> int:
@@ -240,7 +246,7 @@ def launch_product(
     rows, columns = weights.values.shape
     depth = x.shape[1]
     tiling = weights.tiling
-    block_d = _side(depth, 128 if weights.values.element_size() == 2 else 64)
+    block_d = _side(depth, 128 if weights.values.element_size() == 2 and are_copied(x, y) else 64)
     # Of a float32 product a thread holds parts of both operands: with more of them it spills.
     block_j, per_warp = (64, 1024) if x.dtype.itemsize == 2 else (16, 512)
     near, chosen = weights.near, weights.rows or weights.columns

@@ -22,6 +22,7 @@ from mmkern.kernels.score_tiles import (
     Chosen,
     Tiling,
     Weights,
+    are_copied,
     launch_product,
     rounded_to_tf32,
     score_tile,
@@ -222,8 +223,7 @@ class _Problem:
         return self.x.shape[0], self.y.shape[0]
 
     def tiling(self, widest: int) -> Tiling:
-        is_aligned = (self.x.stride(0) | self.y.stride(0)) % 8 == 0
-        return Tiling.large(*self.shape, self.x.dtype, widest, is_aligned=is_aligned)
+        return Tiling.large(*self.shape, self.x.dtype, widest, is_copied=are_copied(self.x, self.y))
 
     def part(self, tokens: slice) -> _Problem:
         bias, weights = (None if of is None else of[tokens] for of in (self.bias, self.token_weights))

@@ -128,6 +128,9 @@ def variants(everything: bool = False) -> list[Variant]:
     found += [Variant(op, "float16", rows=512) for op in SIGMOID]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
+    # Rows that are not copied by 16 bytes.
+    found += [Variant(op, "bfloat16", 123, rows=512) for op in (LOG_SUMS[0], SIGMOID[0], *RETRIEVAL)]
+    found += [Variant(op, "bfloat16", 123, True, 512) for op in (PAIRWISE[0], LOG_SUMS[-1], CHOICES[0])]
     for dtype in ("float16", "bfloat16", "float32"):
         found += [Variant(op, dtype, backward=backward, rows=512) for op in VOCABULARY for backward in (False, True)]
         found += [Variant(op, dtype, 123, backward, 512) for op in VOCABULARY[:2] for backward in (False, True)]

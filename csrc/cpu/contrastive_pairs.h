@@ -29,6 +29,15 @@ struct Dot {
   PairGradient<V> near_gradient(const DifferenceSums<V>& p, V) const { return {p.xx, p.xx, p.xx, p.xx}; }
 };
 
+}  // namespace contrastive
+namespace pairwise {
+
+template <class T>
+inline constexpr bool is_product<contrastive::Dot<T>> = true;
+
+}  // namespace pairwise
+namespace contrastive {
+
 // Pairs score high where they are close.
 template <class T>
 struct Lorentz : pairwise::LorentzDistance<T> {
@@ -62,16 +71,17 @@ class SumsOfRows {
         cols_(to ? to.sizes[1] : 0),
         in_place_(Stored<T>(to).as_they_are()),
         own_(in_place_ ? 0 : n_ * cols_),
-        stride_(in_place_ ? collapsed_stride(to, 1, cols_) : cols_) {
-    for (int64_t i = 0; i < n_; ++i) for_each_vec<T>(cols_, [&](auto at) { at.store(row(i), Vec<T>(T(0))); });
-  }
+        stride_(in_place_ ? collapsed_stride(to, 1, cols_) : cols_) {}
 
   explicit operator bool() const { return bool(to_); }
-  // For combine: rows from `first` on.
-  auto add_from(int64_t first) const {
+  void clear() const {
+    for (int64_t i = 0; i < n_; ++i) for_each_vec<T>(cols_, [&](auto at) { at.store(row(i), Vec<T>(T(0))); });
+  }
+  // For combine: rows from `first` on. `adds`: to what is there.
+  auto from(int64_t first, bool adds) const {
     return [=](int64_t i, int64_t d0, int n, const T* sums) {
       T* const to = row(first + i) + d0;
-      for_each_vec<T>(n, [&](auto at) { at.store(to, at.load(to) + at.load(sums)); });
+      for_each_vec<T>(n, [&](auto at) { at.store(to, adds ? at.load(to) + at.load(sums) : at.load(sums)); });
     };
   }
   void finish() const {
@@ -96,10 +106,14 @@ template <class T, class Geometry, class F>
 double differentiate(const Geometry& geometry, const Rows<const T>& x, const Rows<const T>& y,
                      const Rows<const T>& kept, const View& x_view, const View& y_view, int threads, F upstream) {
   constexpr int64_t kRows = 512, kCols = 1024;  // the kappas of a block: 2 MB of floats
+  const bool is_product = pairwise::is_product<Geometry>;
   const SumsOfRows<T> to_x(x_view), to_y(y_view);
+  if (x.rows == 0) to_y.clear();
+  if (y.rows == 0) to_x.clear();
   const int64_t most_cols = smaller(kCols, y.rows);
   Weights<T> weights(smaller(kRows, x.rows), most_cols);
   const Scratch<T> beta(most_cols);
+  const T *const by_x = is_product ? nullptr : weights.alpha.data, *const by_y = is_product ? nullptr : beta.data;
   double of_curvature = 0;
   for (int64_t first = 0; first < x.rows; first += kRows) {
     const auto some_x = x.part(first, smaller(kRows, x.rows - first));
@@ -109,12 +123,12 @@ double differentiate(const Geometry& geometry, const Rows<const T>& x, const Row
       pairwise::find_weights<T>(geometry, some_x, some_y, part, upstream(first, from), threads, weights);
       for (int64_t i = 0; i < some_x.rows; ++i) of_curvature += double(weights.curvature.data[i]);
       if (to_x)
-        pairwise::combine<T>(weights.kappas(), some_x, some_y, weights.alpha.data, {weights, false}, threads,
-                             to_x.add_from(first));
+        pairwise::combine<T>(weights.kappas(), some_x, some_y, by_x, {weights, false}, threads,
+                             to_x.from(first, from > 0));
       if (!to_y) continue;
-      weights.add_up_beta(beta.data);
-      pairwise::combine<T>(Columns<const T>(weights.kappas()), some_y, some_x, beta.data, {weights, true}, threads,
-                           to_y.add_from(from));
+      if (!is_product) weights.add_up_beta(beta.data);
+      pairwise::combine<T>(Columns<const T>(weights.kappas()), some_y, some_x, by_y, {weights, true}, threads,
+                           to_y.from(from, first > 0));
     }
   }
   to_x.finish();

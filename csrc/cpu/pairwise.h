@@ -65,6 +65,10 @@ struct InputRows {
   }
 };
 
+// Whether a geometry's value is the product itself: its rows have no facts, and x' is -kappa y alone.
+template <class Geometry>
+inline constexpr bool is_product = false;
+
 // |row|^2 and the geometry's factor (see hyperbolic_geometry.h) of every row.
 template <class T>
 struct RowFacts {
@@ -74,6 +78,7 @@ struct RowFacts {
   template <class Geometry, class S>
   RowFacts(const Geometry& geometry, const Rows<const S>& x)
       : squares(x.rows + Vec<T>::size), factors(x.rows + Vec<T>::size), rows(x.rows) {
+    if (is_product<Geometry>) return;
     for_each_row_block<T>(x.rows, x.cols, 1, [&](int64_t first, int n) {
       Lanes<T, 1> xx;
       for (int r = 0; r < n; ++r) xx.at(0, r) = squared_norm<T>(x[first + r], x.cols);
@@ -264,6 +269,7 @@ void find_weights(const Geometry& geometry, const Rows<const T>& x, const Rows<c
                         pair.curvature.set(lane, exact.curvature[0]);
                       });
                       pair.kappa.store(kappa + c, lanes);
+                      if (is_product<Geometry>) return;
                       const auto inside = lane_index < Vec<T>(T(lanes));
                       alpha += select(inside, pair.alpha, zero);
                       curvature += select(inside, pair.curvature, zero);
@@ -299,7 +305,8 @@ class NearPairsOf {
   const bool from_y_;
 };
 
-// put(i, d0, n, row): columns d0, ... of row i of scale x - kappa y; near pairs enter through their differences.
+// put(i, d0, n, row): columns d0, ... of row i of scale x - kappa y, or of -kappa y where there is no scale; near pairs
+// enter through their differences.
 template <class T, class Kappa, class Put>
 void combine(const Kappa& kappa, const Rows<const T>& x, const Rows<const T>& y, const T* scale,
              const NearPairsOf<T>& near, int threads, Put put) {
@@ -315,8 +322,10 @@ void combine(const Kappa& kappa, const Rows<const T>& x, const Rows<const T>& y,
                    for (int r = 0; r < tile_rows; ++r) {
                      const T* x_row = x[i0 + r] + d0;
                      T* const row = tile + r * ld;
-                     const Vec<T> by_x(scale[i0 + r]);
-                     for_each_vec<T>(tile_cols, [&](auto at) { at.store(row, by_x * at.load(x_row) - at.load(row)); });
+                     const Vec<T> by_x(scale ? scale[i0 + r] : T(0));
+                     for_each_vec<T>(tile_cols, [&](auto at) {
+                       at.store(row, scale ? by_x * at.load(x_row) - at.load(row) : -at.load(row));
+                     });
                      put(i0 + r, d0, tile_cols, row);
                    }
                  });
