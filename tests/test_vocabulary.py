@@ -384,6 +384,21 @@ def test_a_target_outside_is_nan_where_reading_it_would_wait() -> None:
     assert losses[3] == 0
 
 
+def test_a_target_outside_is_nan_to_the_kernels() -> None:
+    """Which find none, since the ops look before they call them."""
+    x, weight, w = torch.randn(40, 3), torch.randn(5, 3), torch.rand(5)
+    within = torch.randint(5, (40,))
+    outside = within.clone()
+    outside[:3] = torch.tensor([5, -1, 2**32 + 1])
+    found, expected = (
+        OPS["linear_logsumexp"].run(x, weight, None, w, target, 0.0, 1.0, -100, True) for target in (outside, within)
+    )
+    assert found[1][:3].isnan().all()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one[3:], other[3:])
+    assert OPS["linear_cross_entropy"].run(x, weight, None, w, outside, 0.0, -100, 0.1, 0.1, True)[0].isnan()
+
+
 def test_verify_sees_the_kernels() -> None:
     x, weight, bias, target = problem(300)
     with mmkern.verify():
