@@ -154,8 +154,8 @@ MMKERN_FN Vec<float, R> exp(Vec<float, R> x) {
   return scale_by(1.0f + e.q, e.n);
 }
 
-// e^x for x <= 88, infinity for 88.5, and 0 where it is below 2^-126: for weights, whose small ones drown in a sum. Half the work of exp.
-// 2 + |x| / 2 ulp; without fma 2 + 1.25 |x|.
+// e^x for x <= 88, infinity for 88.5, and 0 where it is below 2^-126: for weights, whose small ones drown in a sum.
+// Half the work of exp. 2 + |x| / 2 ulp; without fma 2 + 1.25 |x|.
 template <int R>
 MMKERN_FN Vec<float, R> exp_flushed(Vec<float, R> x) {
   using V = Vec<float, R>;
