@@ -73,7 +73,7 @@ def _l2_near_s(dd, x_term, y_term, c):
 
 @triton.jit
 def _root(s, c):
-    return sqrt(tl.where(s < 0, 0.0, s))
+    return sqrt(s)  # where rounding might make it negative, the pair is near
 
 
 DOT = Pair(None, _product, None, None, None, None)

@@ -71,6 +71,7 @@ def _cases() -> Iterator[Case]:
         yield case(op, "far", points(20, 16, norm=8.0), points(70, 16, norm=8.0), 9)
         yield case(op, "strided", lambda g: randn(g, 21, 60, norm=1.0)[:, 3:40], lambda g: randn(g, 37, 90).T / 6, 7)
         yield case(op, "expanded", lambda g: randn(g, 1, 24).expand(15, 24), points(40, 24), 3)
+    yield case("cosine_pairwise_topk", "short", points(14, 8, norm=5e-13), points(20, 8, norm=5e-13), 6)
     for op in ("l2_pairwise_topk", "lorentz_pairwise_topk"):
         curvature = [torch.tensor(0.7, dtype=torch.float64)] if op.startswith("lorentz") else []
         yield Case(op, "near", lambda g, c=curvature: [*_near(g), *c, 8])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmkern.kernels import retrieval as kernels
 from mmkern.kernels import score_tiles
 
 from mmkern.ops._define import OPS
+from tests.cases.case import Case
 from tests.cases.retrieval import CASES, PAIRWISE, case, linear, points, whole
 
 from .calls import hold_to_contract, outputs_of, prepared
@@ -28,33 +31,33 @@ def retrieval() -> None:
                 hold_to_contract(each, dtype)
 
 
+@contextmanager
+def _few_programs(programs: int) -> Iterator[None]:
+    """Small tiles, several of them a share."""
+    side, before = score_tiles._side, kernels._PROGRAMS
+    score_tiles._side, kernels._PROGRAMS = (lambda size, largest: 16), programs
+    try:
+        yield
+    finally:
+        score_tiles._side, kernels._PROGRAMS = side, before
+
+
 def retrieval_in_small_tiles() -> None:
     """Several tiles a share, and several shares; more than a row keeps in registers."""
-    side, programs = score_tiles._side, kernels._PROGRAMS
-    score_tiles._side = lambda size, largest: 16
-    try:
-        for kernels._PROGRAMS in (3, 16):
+    for programs in (3, 16):
+        with _few_programs(programs):
             for op in PAIRWISE:
                 hold_to_contract(case(op, "small tiles", points(20, 24), points(150, 24), 11), torch.float32)
             hold_to_contract(linear("small tiles", points(20, 24), points(150, 24), 11, softcap=3.0), torch.float32)
-    finally:
-        score_tiles._side, kernels._PROGRAMS = side, programs
     hold_to_contract(linear("many", points(20, 24), points(150, 24), 140), torch.float32)
 
 
 def order_of_ties_and_nan() -> None:
     """Bit for bit that of the reference, where scores have no rounding."""
-    for each in (
-        case("pairwise_topk", "ties", whole(20, 5), whole(300, 5), 40),
-        linear("ties", whole(3, 5), whole(90, 5), 9),
-    ):
-        for broken in (False, True):
-            op = OPS[each.op]
-            args = prepared(op, each.arguments(torch.float32))
-            if broken:
-                args[0][1, 2] = args[1][40, 1] = args[1][7, 3] = math.nan
-            for found, expected in zip(outputs_of(op, args)[:2], op.reference(*args), strict=False):
-                assert torch.equal(found.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9)), each
+    _check_order(case("pairwise_topk", "ties", whole(20, 5), whole(300, 5), 40))
+    _check_order(linear("ties", whole(3, 5), whole(90, 5), 9))
+    with _few_programs(2):
+        _check_order(case("pairwise_topk", "ties", whole(20, 5), whole(300, 5), 12))
     for op_name in ("l2_pairwise_topk", "lorentz_pairwise_topk"):
         each = case(op_name, "nan", points(20, 8), points(40, 8), 39)
         op = OPS[op_name]
@@ -65,3 +68,13 @@ def order_of_ties_and_nan() -> None:
         assert torch.equal(indices[1], torch.arange(39))
         assert values.isnan().sum() == 39 + 19
         assert (indices[torch.arange(20) != 1, -1] == 7).all()
+
+
+def _check_order(each: Case) -> None:
+    for broken in (False, True):
+        op = OPS[each.op]
+        args = prepared(op, each.arguments(torch.float32))
+        if broken:
+            args[0][1, 2] = args[1][40, 1] = args[1][7, 3] = math.nan
+        for found, expected in zip(outputs_of(op, args)[:2], op.reference(*args), strict=False):
+            assert torch.equal(found.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9)), each
