@@ -399,6 +399,17 @@ def test_a_target_outside_is_nan_to_the_kernels() -> None:
     assert OPS["linear_cross_entropy"].run(x, weight, None, w, outside, 0.0, -100, 0.1, 0.1, True)[0].isnan()
 
 
+@pytest.mark.parametrize("n", [20, 600])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_tokens_that_are_ruled_out_have_no_gradient(n: int, reduction: Reduction) -> None:
+    """A bias leaves the target alone: 0, not NaN."""
+    x, weight = torch.randn(n, 12, requires_grad=True), torch.randn(37, 12, requires_grad=True)
+    bias = torch.full((37,), -torch.inf).index_fill(0, torch.tensor(5), 0.5).requires_grad_()
+    loss = ops.linear_cross_entropy(x, weight, torch.full((n,), 5), linear_bias=bias, reduction=reduction)
+    assert not loss.any()
+    assert not any(g.any() for g in torch.autograd.grad(loss.sum(), (x, weight, bias)))
+
+
 def test_verify_sees_the_kernels() -> None:
     x, weight, bias, target = problem(300)
     with mmkern.verify():
