@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from mmkern.reference import decoding as reference
-
-FILTERS = ("top_k", "top_p", "min_p", "typical_p")
-NOTHING: dict[str, Any] = dict.fromkeys(("temperature", *FILTERS, "allowed", "repetition_penalty", "history"), None)
+from mmkern.reference.decoding import Filters
 
 
 def kept(row: list[float], top_k: int, top_p: float, min_p: float, typical_p: float) -> set[int]:
@@ -41,10 +39,6 @@ def kept(row: list[float], top_k: int, top_p: float, min_p: float, typical_p: fl
     return set(until(order, p, typical_p))
 
 
-def parameters(**given: Any) -> dict[str, Any]:
-    return NOTHING | {name: torch.tensor([value]) for name, value in given.items()}
-
-
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 7, 111])
 def test_what_is_kept(size: int, ties: bool) -> None:
@@ -62,13 +56,13 @@ def test_what_is_kept(size: int, ties: bool) -> None:
             "min_p": share[2] * 0.3 if trial % 5 else 0.0,
             "typical_p": share[3] if trial % 7 else 1.0,
         }
-        found = reference.kept_logits(row[None], **parameters(**asked))[0]
+        found = reference.kept_logits(row[None], Filters(**{k: torch.tensor([v]) for k, v in asked.items()}))[0]
         assert set(torch.nonzero(found > -torch.inf).flatten().tolist()) == kept(row.tolist(), **asked), asked
         assert torch.equal(found[found > -torch.inf], row[found > -torch.inf])
 
 
 def draw(logits: Tensor, seed: int, **given: Any) -> tuple[Tensor, Tensor]:
-    return reference.sample_tokens(logits, **(NOTHING | given), seed=torch.tensor([[seed, 0]]))
+    return reference.sample_tokens(logits, Filters(**given), torch.tensor([[seed, 0]]))
 
 
 def chi_square(counts: Tensor, p: Tensor) -> float:
@@ -85,19 +79,19 @@ def chi_square(counts: Tensor, p: Tensor) -> float:
 def test_tokens_come_as_often_as_they_should(given: dict[str, Tensor]) -> None:
     row = torch.randn(7, generator=torch.Generator().manual_seed(3))
     tokens, log_probs = draw(row.expand(1_000_000, -1), 5, **given)
-    p = reference.kept_logits(row[None].double(), **(NOTHING | given))[0].softmax(0)
+    p = reference.kept_logits(row[None].double(), Filters(**given))[0].softmax(0)
     assert chi_square(tokens.bincount(minlength=7), p) > 1e-3
     torch.testing.assert_close(log_probs.double(), p.log()[tokens])
 
 
 def test_penalties_and_what_is_allowed() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5, 3.0, 1.0]])
-    asked = NOTHING | {
-        "repetition_penalty": torch.tensor([2.0]),
-        "history": torch.tensor([[3, 1, 3, -1]]),
-        "allowed": torch.tensor([[0b01111]], dtype=torch.int32),
-    }
-    found = reference.kept_logits(logits, **asked)
+    filters = Filters(
+        repetition_penalty=torch.tensor([2.0]),
+        history=torch.tensor([[3, 1, 3, -1]]),
+        allowed=torch.tensor([[0b01111]], dtype=torch.int32),
+    )
+    found = reference.kept_logits(logits, filters)
     assert found.tolist() == [[2.0, -2.0, 0.5, 1.5, -math.inf]]
 
 
@@ -119,9 +113,8 @@ def test_a_row_that_has_no_token_is_marked() -> None:
 
 def test_a_row_with_a_key_of_its_own_draws_as_it_would_alone() -> None:
     logits, seeds = torch.randn(40, 9), torch.arange(80).view(40, 2)
-    together, _ = reference.sample_tokens(logits, **NOTHING, seed=seeds)
+    together, _ = reference.sample_tokens(logits, Filters(), seeds)
     alone = [
-        reference.sample_tokens(row[None], **NOTHING, seed=seed[None])[0]
-        for row, seed in zip(logits, seeds, strict=True)
+        reference.sample_tokens(row[None], Filters(), seed[None])[0] for row, seed in zip(logits, seeds, strict=True)
     ]
     assert torch.equal(together, torch.cat(alone))
