@@ -275,11 +275,12 @@ def test_what_no_cache_holds() -> None:
 _X = torch.randn(2, 3, 8)
 _DDIM = solvers.ddim(HERE, THERE)
 BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: ops.ddim_step(_X, _X.int(), _DDIM), TypeError, "ddim_step: x has dtype torch.int32"),
+    (lambda: ops.ddim_step(_X, _X.int(), _DDIM), TypeError, "ddim_step: sample has dtype torch.int32"),
     (lambda: ops.ddim_step(_X, None, _DDIM), TypeError, "ddim_step: sample is NoneType, expected a Tensor"),  # type: ignore[arg-type]
+    (lambda: ops.ddim_step(_X, None, _DDIM, seed=1), TypeError, "ddim_step: sample is NoneType, expected a Tensor"),  # type: ignore[arg-type]
     (lambda: ops.ddim_step(_X, _X, _X), TypeError, "ddim_step: coefficients is Tensor, expected Coefficients"),  # type: ignore[arg-type]
     (lambda: ops.euler_step(_X, _X, _DDIM), ValueError, "coefficients are those of ddim_step, expected of euler_step"),
-    (lambda: ops.ddim_step(_X[:1], _X, _DDIM), ValueError, r"output0 has shape \[1, 3, 8\], expected \[2, 3, 8\]"),
+    (lambda: ops.ddim_step(_X[:1], _X, _DDIM), ValueError, r"model_output has shape \[1, 3, 8\], expected \[2, 3, 8\]"),
     (lambda: ops.ddim_step((_X, _X), _X, _DDIM), ValueError, "model_output has 2 outputs, expected 1 without guidance"),
     (lambda: ops.ddim_step(_X, _X, _DDIM, clip=-1.0), ValueError, "clip is -1.0, expected a number of at least 0"),
     (lambda: ops.ddim_step(_X, _X, _DDIM, sead=1), TypeError, "ddim_step: got sead, expected guidance, clip, known"),  # type: ignore[call-arg]

@@ -42,7 +42,8 @@ inline Call with_runs(const Call& call) {
       ++place;
     }
   }
-  return with_fewest_axes(ordered, kX);
+  merge_axes(ordered, kX);
+  return ordered;
 }
 
 template <class T, class Act>
@@ -63,7 +64,7 @@ class Row {
     elements_.for_each_stretch(begin, end, [&](Stretch s) {
       const Argument u(*this, s);
       T* const to = elements_.place(kY, s);
-      Elements<T>::each_to(to, elements_.room(kY), s.n, stream, [=](auto at) __attribute__((always_inline)) {
+      elements_.each_to(kY, to, s.n, stream, [=](auto at) __attribute__((always_inline)) {
         at.store(to, Act::at(u.at(at, at.load(u.x))).value);
       });
       elements_.finish(kY, s, to, stream);
@@ -234,8 +235,10 @@ void from(const Call& given, bool backward) {
   const T offset = T(given.scalars[0]);
   activation::with(int(given.scalars[1]), [&](auto act) {
     using Act = decltype(act);
-    backward ? differentiate_all<T, Act>(given, offset)
-             : write_all<T, Act>(with_fewest_axes(given, kX), offset, given.threads);
+    if (backward) return differentiate_all<T, Act>(given, offset);
+    Call merged = given;
+    merge_axes(merged, kX);
+    write_all<T, Act>(merged, offset, given.threads);
   });
 }
 

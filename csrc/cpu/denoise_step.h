@@ -52,17 +52,16 @@ enum {  // Of a row of coefficients: Column of mmkern/reference/diffusion.py.
 };
 }  // namespace column
 
-// The call with all tensors on the axes of x, and as few of those as may be: what has one row for each sample, or one
+// Puts all tensors of a call on the axes of x, and as few of those as may be: what has one row for each sample, or one
 // for all, moves along the first axis alone, and the seed along none.
-inline Call on_axes_of_x(const Call& call) {
-  Call aligned = call;
+inline void put_on_axes_of_x(Call& call) {
   const int of_samples[] = {tensor::kWeights, tensor::kRescale, tensor::kCoefficients, tensor::kLimits};
   for (const int numbers : of_samples) {
-    View& view = aligned.tensors[numbers];
+    View& view = call.tensors[numbers];
     for (int axis = 1; view && axis < call[tensor::kX].rank; ++axis) view.sizes[axis] = 1;
   }
-  for (int axis = 0; axis < call[tensor::kX].rank; ++axis) aligned.tensors[tensor::kSeed].sizes[axis] = 1;
-  return with_fewest_axes(aligned, tensor::kX);
+  for (int axis = 0; axis < call[tensor::kX].rank; ++axis) call.tensors[tensor::kSeed].sizes[axis] = 1;
+  merge_axes(call, tensor::kX);
 }
 
 // Count, mean and sum of the squared distances to it.
@@ -169,7 +168,7 @@ class Step {
       };
       T *const next = place(tensor::kNext), *const x0 = place(tensor::kX0),
                *const corrected = place(tensor::kCorrected);
-      const bool past_caches = stream && next != elements_.room(tensor::kNext) && x0 != elements_.room(tensor::kX0);
+      const bool past_caches = stream && !elements_.is_room(tensor::kNext, next) && !elements_.is_room(tensor::kX0, x0);
       form(at.n, x, g, past, x0, next, past_caches);
       if (elements_.has(tensor::kKeep)) put_known(at, next);
       if (corrected) correct(at.n, x, x0, of_corrected, corrected);
@@ -305,20 +304,13 @@ class Step {
   const Normals<T> normals_;  // a piece of them goes to the room behind those of slots
 };
 
-// In the place of how far to rescale, one factor a sample: 1 for now. Without any, nothing is there.
+// In the place of how far to rescale, one factor a sample: 1 for now.
 template <class T>
-Call with_factors(const Call& given, T* factors, int64_t samples) {
-  Call call = given;
-  View& view = call.tensors[tensor::kRescale];
-  if (!factors) {
-    view = View();
-    return call;
-  }
+void put_factors(View& view, T* factors, int64_t samples) {
   view.data = factors;
   view.sizes[0] = samples;
   view.strides[0] = 1;
   for (int64_t b = 0; b < samples; ++b) factors[b] = 1;
-  return call;
 }
 
 // What guidance multiplies the outputs of each sample by: their standard deviation comes nearer to that of output 1.
@@ -348,10 +340,13 @@ void run_step(const Call& given) {
   const View& x = given[tensor::kX];
   if (count(x, x.rank) == 0) return;
   const int64_t samples = x.rank > 1 ? x.sizes[0] : 1;
-  const bool rescales = given[tensor::kRescale] && given[tensor::kOutputs + 1];
-  const Scratch<T> factors(rescales ? samples : 0);
-  const Call call = on_axes_of_x(with_factors(given, rescales ? factors.data : nullptr, samples));
-  if (rescales) find_factors(given, call, factors.data, samples);
+  Call call = given;
+  View& rescale = call.tensors[tensor::kRescale];
+  if (!given[tensor::kOutputs + 1]) rescale = View();
+  std::optional<Scratch<T>> factors;
+  if (rescale) put_factors(rescale, factors.emplace(samples).data, samples);
+  put_on_axes_of_x(call);
+  if (factors) find_factors(given, call, factors->data, samples);
   const Pieces pieces(call[tensor::kX]);
   const bool stream = streams(bytes_of(call), call[tensor::kNext], call[tensor::kX0], call[tensor::kCorrected]);
   pieces.for_each(

@@ -13,7 +13,8 @@ inline Call on_axes_of(const Call& call, int lead, int sums) {
   Call aligned = call;
   for (int axis = 1; axis < call[lead].rank; ++axis) aligned.tensors[sums].sizes[axis] = 1;
   if (call[lead].rank > 1) aligned.tensors[sums].strides[0] = 1;  // so that no piece has parts of two samples
-  return with_fewest_axes(aligned, lead);
+  merge_axes(aligned, lead);
+  return aligned;
 }
 
 // Scalar: for (i < n) { d = pred[i] - target[i]; sum += mask[i] * d * d; }
@@ -46,7 +47,7 @@ class Error {
     elements_.for_each_stretch(begin, end, [&](Stretch s) {
       const auto [pred, target, mask] = read(s);
       T* const to[2] = {elements_.place(first_ + 3, s), elements_.place(first_ + 4, s)};
-      const bool final = to[0] != elements_.room(first_ + 3) && to[1] != elements_.room(first_ + 4);
+      const bool final = !elements_.is_room(first_ + 3, to[0]) && !elements_.is_room(first_ + 4, to[1]);
       for_each_vec<T>(s.n, stream && final,
                       [=, to_pred = to[0], to_target = to[1]](auto at) __attribute__((always_inline)) {
                         Vec<T> gradient = slope * (at.load(pred) - at.load(target));

@@ -1,13 +1,15 @@
 // Kernels that make each element of their results from what is in its place in other tensors, whatever lies between.
 #pragma once
 
+#include <optional>
+
 #include "grid_rows.h"
 #include "stored.h"
 
 namespace mmkern {
 inline namespace MMKERN_ISA {
 
-// The tensors of a call, which `with_fewest_axes` has made, along one row, of which they are read and written a stretch
+// The tensors of a call, after `merge_axes`, along one row, of which they are read and written a stretch
 // at a time: loops then know what there is, and of which type.
 template <class T>
 class Elements {
@@ -48,9 +50,8 @@ class Elements {
       : call_(call),
         rows_(call, lead, row),
         stretch_(has_16_bits(call) ? kStretch : 2 * kStretch),
-        rooms_(rooms * stretch_ + more) {
-    for (int slot = 0; slot < kMaxTensors; ++slot)
-      is_one_[slot] = call[slot] && call[slot].strides[call[slot].rank - 1] == 0;
+        numbers_in_rooms_(rooms * stretch_ + more) {
+    rows_.for_each_tensor([&](int slot) { is_one_[slot] = call[slot].strides[call[slot].rank - 1] == 0; });
     find_places();
   }
 
@@ -79,24 +80,35 @@ class Elements {
   }
 
   // Of a slot, or of something else that a kernel makes on the way.
-  T* room(int slot) const { return rooms_.data + slot * stretch_; }
+  T* room(int slot) const {
+    if (!rooms_) rooms_.emplace(numbers_in_rooms_);
+    return rooms_->data + slot * stretch_;
+  }
+  // Whether what was placed there is yet to be brought where it is to lie.
+  bool is_room(int slot, const T* place) const { return rooms_ && place == room(slot); }
 
   // The numbers of a stretch as T: where they lie, or in the slot's room; null where the tensor is not there.
   const T* read(int slot, Stretch at) const {
     if (!has(slot)) return nullptr;
-    T* const to = room(slot);
+    const Stored<T> from = places_[slot] + at.begin;
     if (is_one_[slot]) {
+      T* const to = room(slot);
       places_[slot].read(1, to);
       const V all(to[0]);
       each(0, at.n, [=](Place i) { i.keep(to, all); });
       return to;
     }
-    return (places_[slot] + at.begin).numbers(at.n, to);
+    const T* const there = from.as_they_are();
+    return there ? there : from.numbers(at.n, room(slot));
   }
 
   // Where to write those of a result, of which `finish` is told then: where they are to lie, or in its room; null where
   // it is not there.
-  T* place(int slot, Stretch at) const { return has(slot) ? (places_[slot] + at.begin).target(room(slot)) : nullptr; }
+  T* place(int slot, Stretch at) const {
+    if (!has(slot)) return nullptr;
+    T* const there = (places_[slot] + at.begin).as_they_are();
+    return there ? there : room(slot);
+  }
   void finish(int slot, Stretch at, const T* written, bool stream) const {
     if (has(slot)) (places_[slot] + at.begin).finish(at.n, written, stream);
   }
@@ -116,10 +128,10 @@ class Elements {
     for (; i + V::size <= n; i += V::size) total = f(PlaceOf<kStream>{i, V::size}, total);
     return i < n ? f(PlaceOf<kStream>{i, int(n - i)}, total) : total;
   }
-  // The same, with stores past the caches where they are final: not to a room.
+  // The same to what `place` gave for a slot, with stores past the caches where they are final: not to a room.
   template <class F>
-  static void each_to(const T* place, const T* room, int64_t n, bool stream, F f) {
-    stream&& place != room ? each<true>(0, n, f) : each(0, n, f);
+  void each_to(int slot, const T* place, int64_t n, bool stream, F f) const {
+    stream && !is_room(slot, place) ? each<true>(0, n, f) : each(0, n, f);
   }
 
  private:
@@ -138,8 +150,9 @@ class Elements {
   CallRows rows_;
   const int64_t stretch_;
   Stored<T> places_[kMaxTensors];  // where the row begins
-  bool is_one_[kMaxTensors];       // one number along the row
-  const Scratch<T> rooms_;
+  bool is_one_[kMaxTensors] = {};  // one number along the row
+  const int64_t numbers_in_rooms_;
+  mutable std::optional<Scratch<T>> rooms_;  // once one is needed
 };
 
 // The rows of a tensor, cut into pieces that are worth a thread's while.

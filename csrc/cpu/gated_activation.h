@@ -28,7 +28,8 @@ template <class T, bool kBackward>
 void run(const Call& call, int code, int threads) {
   using E = Elements<T>;
   if (count(call[kHidden], call[kHidden].rank) == 0) return;
-  const Call merged = with_fewest_axes(call, kHidden);
+  Call merged = call;
+  merge_axes(merged, kHidden);
   const Pieces pieces(merged[kHidden]);
   const bool stream = streams(bytes_of(merged), merged[kToHidden], merged[kToGate]);
   activation::with(code, [&](auto act) {
@@ -39,7 +40,7 @@ void run(const Call& call, int code, int threads) {
             const T *const hidden = elements.read(kHidden, s), *const gate = elements.read(kGate, s);
             const T* const grad = kBackward ? elements.read(kGrad, s) : nullptr;
             T *const to_hidden = elements.place(kToHidden, s), *const to_gate = elements.place(kToGate, s);
-            E::each_to(to_hidden, elements.room(kToHidden), s.n, stream, [=](auto at) __attribute__((always_inline)) {
+            elements.each_to(kToHidden, to_hidden, s.n, stream, [=](auto at) __attribute__((always_inline)) {
               const auto h = at.template fetch<kAhead>(hidden);
               const auto point = act.at(at.template fetch<kAhead>(gate));
               if (!kBackward) return at.store(to_hidden, h * point.value);

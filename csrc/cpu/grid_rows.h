@@ -29,15 +29,20 @@ inline Call in_memory_order(const Call& call, int lead) {
   return ordered;
 }
 
-// The same call with as few axes as may be: neighbours that all tensors walk over as one become one, and what tensor
-// `lead` has more than once and another has once is expanded. All tensors have the rank of `lead`, or no axis; of
-// those, rows are dense or expanded.
-inline Call with_fewest_axes(const Call& call, int lead) {
-  Call merged = call;
-  const View& x = call[lead];
+// Gives a call as few axes as may be: neighbours that all tensors walk over as one become one, and what tensor `lead`
+// has more than once and another has once is expanded. All tensors have the rank of `lead`, or no axis; of those, rows
+// are dense or expanded.
+inline void merge_axes(Call& call, int lead) {
+  const View x = call[lead];
   const int last = x.rank - 1;
-  for (View& view : merged.tensors) {
-    if (!view) continue;
+  View* there[kMaxTensors];
+  int count = 0;
+  for (View& view : call.tensors) {
+    if (!view) view.rank = 0;
+    if (view) there[count++] = &view;
+  }
+  for (int i = 0; i < count; ++i) {
+    View& view = *there[i];
     for (int axis = 0; axis <= last; ++axis) {
       if (view.sizes[axis] == 1) view.strides[axis] = x.sizes[axis] == 1 && axis == last ? 1 : 0;
       view.sizes[axis] = x.sizes[axis];
@@ -46,11 +51,13 @@ inline Call with_fewest_axes(const Call& call, int lead) {
   int kept = last;  // the axes from here on are those of the result
   for (int axis = last - 1; axis >= 0; --axis) {
     bool is_one = true;
-    for (const View& view : merged.tensors)
-      is_one = is_one && (!view || x.sizes[axis] == 1 || view.strides[axis] == view.strides[kept] * view.sizes[kept]);
+    for (int i = 0; i < count; ++i) {
+      const View& view = *there[i];
+      is_one = is_one && (x.sizes[axis] == 1 || view.strides[axis] == view.strides[kept] * view.sizes[kept]);
+    }
     if (!is_one) --kept;
-    for (View& view : merged.tensors) {
-      if (!view) continue;
+    for (int i = 0; i < count; ++i) {
+      View& view = *there[i];
       if (is_one) {
         view.sizes[kept] *= x.sizes[axis];
       } else {
@@ -59,14 +66,14 @@ inline Call with_fewest_axes(const Call& call, int lead) {
       }
     }
   }
-  for (View& view : merged.tensors) {
-    view.rank = view ? last + 1 - kept : 0;
+  for (int i = 0; i < count; ++i) {
+    View& view = *there[i];
+    view.rank = last + 1 - kept;
     for (int axis = 0; axis < view.rank; ++axis) {
       view.sizes[axis] = view.sizes[kept + axis];
       view.strides[axis] = view.strides[kept + axis];
     }
   }
-  return merged;
 }
 
 // Walks over the first `leading` axes of a view, the last of them fastest, from `row` on. What it points to is the

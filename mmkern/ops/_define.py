@@ -383,10 +383,15 @@ def named(op: str, raw: Op, call: Callable[..., Any], *args: Any, names: Mapping
     try:
         return call(*args)
     except (TypeError, ValueError) as error:
-        message = str(error).removeprefix(f"{raw.name}: ")
-        for inner, outer in (names or {}).items():
-            message = re.sub(rf"\b{inner}\b", outer, message)
-        raise type(error)(f"{op}: {message}") from error
+        raise renamed(error, op, raw, names or {}) from error
+
+
+def renamed(error: Exception, op: str, raw: Op, names: Mapping[str, str]) -> Exception:
+    """The same error of ``raw``, by the names of the public function."""
+    message = str(error).removeprefix(f"{raw.name}: ")
+    for inner, outer in names.items():
+        message = re.sub(rf"\b{inner}\b", outer, message)
+    return type(error)(f"{op}: {message}")
 
 
 def _plain(args: Sequence[Any]) -> list[Any]:

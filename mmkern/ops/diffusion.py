@@ -25,7 +25,7 @@ from ._checks import (
     check_tensor,
     floating_rows,
 )
-from ._define import Op, define
+from ._define import Op, define, renamed
 from ._outputs import like
 from ._random import seed_tensor
 from .guidance import Guidance
@@ -191,6 +191,9 @@ def _define(name: str, outputs: int, meaning: Any) -> Op:
 _denoise_step = _define("denoise_step", 1, reference.denoise_step)
 _multistep = _define("multistep", 2, reference.multistep)
 _corrected_step = _define("corrected_step", 3, reference.corrected_step)
+_PUBLIC_NAMES = {"x": "sample", "output0": "model_output"}
+_STEPS = (_denoise_step, _multistep, _corrected_step)
+_NOTHING_ELSE = (None,) * (len(_denoise_step.arguments) - 4)  # than x, output0, coefficients and limits
 
 
 # ---- The steps -------------------------------------------------------------------------------------------------------
@@ -205,30 +208,48 @@ def take_step(
     history: Sequence[Tensor | None] = (),
 ) -> tuple[Tensor, ...]:
     """The next sample, x₀ and the corrected sample, or the first of these, by the solver of the coefficients."""
-    name = f"{coefficients.solver}_step"
+    op = _STEPS[results - 1]
+    try:
+        if options or coefficients.adds_noise or coefficients.history or type(model_output) is not Tensor:
+            out = op(*_arguments(op.name, model_output, sample, coefficients, options, history))
+        else:
+            out = op(sample, model_output, *_NOTHING_ELSE, coefficients.numbers, None)
+    except (TypeError, ValueError) as error:
+        raise renamed(error, f"{coefficients.solver}_step", op, _PUBLIC_NAMES) from error
+    return out if results > 1 else (out,)  # type: ignore[return-value]
+
+
+def _arguments(
+    op: str,
+    model_output: Outputs,
+    sample: Tensor,
+    coefficients: Coefficients,
+    options: StepOptions,
+    history: Sequence[Tensor | None],
+) -> list[Tensor | None]:
     if not isinstance(sample, Tensor):
-        raise TypeError(f"{name}: sample is {type(sample).__name__}, expected a Tensor")
+        raise TypeError(f"sample is {type(sample).__name__}, expected a Tensor")
     if not options.keys() <= _OPTIONS:
-        raise TypeError(f"{name}: got {', '.join(options.keys() - _OPTIONS)}, expected {', '.join(_OPTIONS)}")
+        raise TypeError(f"got {', '.join(options.keys() - _OPTIONS)}, expected {', '.join(_OPTIONS)}")
     guidance, clip = options.get("guidance"), options.get("clip")
-    outputs = _outputs(name, model_output, guidance)
+    outputs = _outputs(model_output, guidance)
     mask, weights, rescale = guidance.beside(sample) if guidance is not None else (None, None, None)
-    if coefficients.history:
-        history = [past for past in history[: coefficients.history] if past is not None]
-        if len(history) < coefficients.history:
-            raise ValueError(f"{name}: got {len(history)} tensors of earlier steps, expected {coefficients.history}")
+    wanted = coefficients.history
+    past = [x for x in history[:wanted] if x is not None]
+    if len(past) < wanted:
+        raise ValueError(f"got {len(past)} tensors of earlier steps, expected {wanted}")
     noise = seed = None
     if coefficients.adds_noise:
         noise = options.get("noise")
         if noise is None:
-            seed = seed_tensor(name, sample, options.get("generator"), options.get("seed"), options.get("offset", 0))
+            seed = seed_tensor(op, sample, options.get("generator"), options.get("seed"), options.get("offset", 0))
     args = [
         sample,
         *outputs,
         *_NOTHING[len(outputs) : MAX_OUTPUTS],
         mask,
-        *history[: coefficients.history],
-        *_NOTHING[coefficients.history : MAX_HISTORY],
+        *past,
+        *_NOTHING[wanted:MAX_HISTORY],
         noise,
         seed,
         *(options.get("known") or _NOTHING[:3]),
@@ -237,17 +258,12 @@ def take_step(
         coefficients.numbers,
         None,
     ]
-    op = (_denoise_step, _multistep, _corrected_step)[results - 1]
-    try:
-        if clip is not None:
-            args[-1] = _limits(name, clip, args)
-        out = op(*args)
-        return out if isinstance(out, tuple) else (out,)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {str(error).removeprefix(f'{op.name}: ')}") from error
+    if clip is not None:
+        args[-1] = _limits(op, clip, args)
+    return args
 
 
-def _outputs(name: str, given: Any, guidance: Guidance | None) -> Sequence[Tensor]:
+def _outputs(given: Any, guidance: Guidance | None) -> Sequence[Tensor]:
     """One tensor, or as many as guidance takes: in a sequence, or one after another along the first axis of one."""
     expected = 1 if guidance is None else guidance.outputs
     if isinstance(given, Tensor):
@@ -255,44 +271,49 @@ def _outputs(name: str, given: Any, guidance: Guidance | None) -> Sequence[Tenso
             return (given,)
         if given.dim() == 0 or given.shape[0] % expected:
             shape = list(given.shape)
-            raise ValueError(
-                f"{name}: model_output has shape {shape}, expected {expected} outputs along its first axis"
-            )
+            raise ValueError(f"model_output has shape {shape}, expected {expected} outputs along its first axis")
         return given.chunk(expected)
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"{name}: model_output is {type(given).__name__}, expected a Tensor or a sequence of them")
+        raise TypeError(f"model_output is {type(given).__name__}, expected a Tensor or a sequence of them")
     if len(given) != expected:
         asked = "without guidance" if guidance is None else f"for guidance of mode {guidance.mode!r}"
-        raise ValueError(f"{name}: model_output has {len(given)} outputs, expected {expected} {asked}")
+        raise ValueError(f"model_output has {len(given)} outputs, expected {expected} {asked}")
     return given
 
 
-def _limits(name: str, clip: float | Threshold, args: list[Any]) -> Tensor:
+def _limits(op: str, clip: float | Threshold, args: list[Any]) -> Tensor:
     """``[1 or B, 2]``: where x₀ is clipped, and what it is multiplied by then."""
     sample = args[0]
     wide = accumulation_dtype(sample.dtype)
     if not isinstance(clip, Threshold):
-        check_number(name, "clip", clip, "a number of at least 0, or a Threshold", 0.0, LARGEST)
+        check_number(op, "clip", clip, "a number of at least 0, or a Threshold", 0.0, LARGEST)
         limits = torch.ones(1, 2, dtype=wide, device=sample.device)
         limits[0, 0] = clip
         return limits
-    check_number(name, "clip.quantile", clip.quantile, "a number from 0 to 1", 0.0, 1.0)
-    check_number(name, "clip.largest", clip.largest, "a number of at least 1", 1.0, LARGEST)
+    check_number(op, "clip.quantile", clip.quantile, "a number from 0 to 1", 0.0, 1.0)
+    check_number(op, "clip.largest", clip.largest, "a number of at least 1", 1.0, LARGEST)
     x0 = _multistep(*args)[1].to(wide)
     s = torch.quantile(x0.reshape(len(x0), -1).abs(), clip.quantile, dim=1).clamp(1.0, clip.largest)
     return torch.stack([s, 1 / s], 1)
 
 
-def _named(solver: str, results: Literal[1, 2, 3], *given: Any) -> Any:
+def _named(
+    solver: str,
+    results: Literal[1, 2, 3],
+    model_output: Outputs,
+    sample: Tensor,
+    coefficients: Coefficients,
+    options: StepOptions,
+    history: Sequence[Tensor | None] = (),
+) -> Any:
     """A step by the name of its solver."""
-    coefficients = given[2]
     if not isinstance(coefficients, Coefficients):
         raise TypeError(f"{solver}_step: coefficients is {type(coefficients).__name__}, expected Coefficients")
     if coefficients.solver != solver:
         raise ValueError(
             f"{solver}_step: coefficients are those of {coefficients.solver}_step, expected of {solver}_step"
         )
-    out = take_step(results, *given)
+    out = take_step(results, model_output, sample, coefficients, options, history)
     return out if results > 1 else out[0]
 
 

@@ -78,6 +78,7 @@ PARTS = {
     "known places": Parts(keep=_places, noise="given"),
     "rescale": Parts(outputs=2, rescale=True),
     "rescale each": Parts(outputs=2, rescale=True, samples=True, limits=True),
+    "rescale to none": Parts(rescale=True),
     "limits": Parts(limits=True),
     "all": Parts(5, 4, "drawn", _frames, _frames, True, True, True),
 }
