@@ -18,9 +18,9 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr DeviceKernelTable (*kFamilies[])() = {attention_device_kernels,   attention_rows_device_kernels,
-                                                contrastive_device_kernels, diffusion_device_kernels,
-                                                hyperbolic_device_kernels,  modulation_device_kernels};
+constexpr DeviceKernelTable (*kFamilies[])() = {
+    attention_device_kernels, attention_rows_device_kernels, contrastive_device_kernels, decoding_device_kernels,
+    diffusion_device_kernels, hyperbolic_device_kernels,     modulation_device_kernels};
 constexpr int kSharedWithoutAsking = 48 << 10;  // more dynamic shared memory must be asked for, once a launch
 
 using Kernels = std::unordered_map<std::string_view, DeviceKernel>;

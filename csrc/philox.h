@@ -9,22 +9,34 @@ struct PhiloxWords {
   unsigned word[4];
 };
 
+constexpr int kPhiloxRounds = 10;
+
 // Key and counter are (low, high) words.
+struct PhiloxKey {
+  unsigned low, high;
+
+  MMKERN_FN explicit PhiloxKey(unsigned long long seed) : low(unsigned(seed)), high(unsigned(seed >> 32)) {}
+  MMKERN_FN void next() {
+    low += 0x9E3779B9u;
+    high += 0xBB67AE85u;
+  }
+};
+
+MMKERN_FN void philox_round(PhiloxKey key, unsigned& a, unsigned& b, unsigned& c, unsigned& d) {
+  const unsigned long long first = a * 0xD2511F53ull, second = c * 0xCD9E8D57ull;
+  a = unsigned(second >> 32) ^ b ^ key.low;
+  c = unsigned(first >> 32) ^ d ^ key.high;
+  b = unsigned(second);
+  d = unsigned(first);
+}
+
 MMKERN_FN PhiloxWords philox(unsigned long long seed, unsigned long long counter) {
-  unsigned key0 = unsigned(seed), key1 = unsigned(seed >> 32);
+  PhiloxKey key(seed);
   unsigned a = unsigned(counter), b = unsigned(counter >> 32), c = 0, d = 0;
 #ifdef __CUDACC__
 #pragma unroll
 #endif
-  for (int round = 0; round < 10; ++round) {
-    const unsigned long long first = a * 0xD2511F53ull, second = c * 0xCD9E8D57ull;
-    a = unsigned(second >> 32) ^ b ^ key0;
-    c = unsigned(first >> 32) ^ d ^ key1;
-    b = unsigned(second);
-    d = unsigned(first);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
+  for (int round = 0; round < kPhiloxRounds; ++round, key.next()) philox_round(key, a, b, c, d);
   return {{a, b, c, d}};
 }
 

@@ -44,6 +44,14 @@ def at_least(threshold, seed, row, first, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def uniform(seed, row, first, COLUMNS: tl.constexpr):
+    """``[len(row), COLUMNS]``: ``(w + ½)·2⁻³²``, below 1, of word ``j mod 4`` of counter ``offset + row + ⌊j/4⌋``."""
+    a, b, c, d = _words(seed, row, first, COLUMNS)
+    v = tl.fma(_side_by_side(a, b, c, d).to(tl.float32), _ULP_OF_WORD, 0.5 * _ULP_OF_WORD)
+    return tl.where(v < 1 - _ULP, v, 1 - _ULP)
+
+
+@triton.jit
 def _box_muller(a, b):
     u = tl.fma(a.to(tl.float32), _ULP_OF_WORD, _ULP_OF_WORD)
     sin, cos = sin_cos_of_turns((b >> _DROPPED_BITS).to(tl.float32) * _ULP)

@@ -176,7 +176,7 @@ def log(x):
 
 @triton.jit
 def log1p(u):
-    """``log(1 + u)`` for u >= 0, relative error of an ulp also near 0."""
+    """``log(1 + u)`` for u > -1, relative error of an ulp also near 0."""
     w = 1 + u
     lost = tl.where(u < 1, u - (w - 1), 1 - (w - u))
     return tl.where(u < INFINITY, _log(w, lost / w), u)

@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+FAMILIES = ("attention", "contrastive", "decoding", "diffusion", "modulation", "retrieval", "vocabulary")
 RUN = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("attention", "contrastive", "vocabulary", "modulation", "diffusion", "retrieval")),
+    *(f"docs/{name}.md" for name in FAMILIES),
 )
 ALL = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 

@@ -21,8 +21,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools import gpu_report_contrastive, gpu_report_passes, gpu_report_retrieval, gpu_report_vocabulary
+from tools import (
+    gpu_report_contrastive,
+    gpu_report_decoding,
+    gpu_report_passes,
+    gpu_report_retrieval,
+    gpu_report_vocabulary,
+)
 from tools.gpu_report_contrastive import CHOICES, LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
+from tools.gpu_report_decoding import DECODING, decoding_call
 from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
 from tools.gpu_report_retrieval import RETRIEVAL, retrieval_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
@@ -74,6 +81,7 @@ OF_TILES = (*LOG_SUMS, *CHOICES, *SIGMOID, *RETRIEVAL, *VOCABULARY)
 CALLS = {
     **dict.fromkeys(PASSES, passes_call),
     **dict.fromkeys((*LOG_SUMS, *CHOICES, *SIGMOID), contrastive_call),
+    **dict.fromkeys(DECODING, decoding_call),
     **dict.fromkeys(RETRIEVAL, retrieval_call),
     **dict.fromkeys(VOCABULARY, vocabulary_call),
 }
@@ -128,6 +136,7 @@ def variants(everything: bool = False) -> list[Variant]:
     found += [Variant(op, "float16", rows=512) for op in SIGMOID]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
+    found += [Variant(op, dtype, 32000) for op in DECODING for dtype in ("float32", "bfloat16")]
     # Rows that are not copied by 16 bytes.
     found += [Variant(op, "bfloat16", 123, rows=512) for op in (LOG_SUMS[0], SIGMOID[0], *RETRIEVAL)]
     found += [Variant(op, "bfloat16", 123, True, 512) for op in (PAIRWISE[0], LOG_SUMS[-1], CHOICES[0])]
@@ -532,6 +541,7 @@ def _key(variant: Variant, target: str) -> str:
         Path(__file__),
         Path(gpu_report_passes.__file__),
         Path(gpu_report_contrastive.__file__),
+        Path(gpu_report_decoding.__file__),
         Path(gpu_report_retrieval.__file__),
         Path(gpu_report_vocabulary.__file__),
     ]

@@ -19,6 +19,7 @@ FAMILIES = (
     "contrastive",
     "ego_nce",
     "alignment_calibration",
+    "decoding",
     "retrieval",
     "vocabulary",
     "hyperbolic",

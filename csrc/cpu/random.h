@@ -8,6 +8,26 @@
 namespace mmkern {
 inline namespace MMKERN_ISA {
 
+// The words of as many counters at once: word[j][i] is word j of counter i.
+struct PhiloxBlock {
+  static constexpr int kCounters = 16;
+  alignas(64) unsigned word[4][kCounters];
+
+  // counter(i) is the i-th counter.
+  template <class F>
+  MMKERN_FN void fill(uint64_t seed, F counter) {
+    unsigned *const a = word[0], *const b = word[1], *const c = word[2], *const d = word[3];
+    for (int i = 0; i < kCounters; ++i) {
+      a[i] = unsigned(counter(i));
+      b[i] = unsigned(counter(i) >> 32);
+      c[i] = d[i] = 0;
+    }
+    PhiloxKey key(seed);
+    for (int round = 0; round < kPhiloxRounds; ++round, key.next())
+      for (int i = 0; i < kCounters; ++i) philox_round(key, a[i], b[i], c[i], d[i]);
+  }
+};
+
 // Normal numbers first, ..., first + n - 1 of a seed, by the transform of Box and Muller.
 template <class T>
 class Normals {
@@ -26,17 +46,14 @@ class Normals {
   }
 
  private:
-  static constexpr int kCounters = 16;
+  static constexpr int kCounters = PhiloxBlock::kCounters;
 
   // Scalar: for (i < count) four normals of words = philox(seed, offset + from + i);
   void fill_counters(int64_t from, int count, T* to) const {
-    unsigned words[4][kCounters];
-    for (int i = 0; i < kCounters; ++i) {
-      const PhiloxWords drawn = philox(uint64_t(seed_[0]), uint64_t(seed_[1] + from + i));
-      for (int j = 0; j < 4; ++j) words[j][i] = drawn.word[j];
-    }
+    PhiloxBlock words;
+    words.fill(uint64_t(seed_[0]), [&](int i) { return uint64_t(seed_[1] + from + i); });
     T normals[4][kCounters];
-    for (int pair = 0; pair < 4; pair += 2) transform(words[pair], words[pair + 1], normals[pair], normals[pair + 1]);
+    for (int j = 0; j < 4; j += 2) transform(words.word[j], words.word[j + 1], normals[j], normals[j + 1]);
     for (int i = 0; i < count; ++i)
       for (int j = 0; j < 4; ++j) to[4 * i + j] = normals[j][i];
   }

@@ -259,6 +259,13 @@ struct Vec {
     return fold(v.r[0], [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
   }
 
+  // Scalar: for (i < size) if (m[i]) to[n++] = v[i];  returns n; behind these, up to `size` numbers may be overwritten
+  friend MMKERN_FN int compress(Vec v, Mask<T, R> m, T* to) {
+    int n = 0;
+    for (int k = 0; k < R; ++k) n += compress_lanes(v.r[k], m.r[k], to + n);
+    return n;
+  }
+
  private:
   static MMKERN_FN int lanes_in(int k, int n) {
     const int left = n - k * kLane;
@@ -268,6 +275,32 @@ struct Vec {
 
 template <int... L>
 struct LaneList {};
+
+// A sum in double.
+template <class T>
+class WideSum {
+ public:
+  MMKERN_FN void add(Vec<T> v) {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      sums_.r[0] += v.r[0];
+    } else {
+      add_half<0>(v, LaneList<__integer_pack(kHalf)...>{});
+      add_half<1>(v, LaneList<__integer_pack(kHalf)...>{});
+    }
+  }
+  MMKERN_FN double total() const { return sum(sums_); }
+
+ private:
+  static constexpr int kHalf = kLanes<double>;
+
+  template <int kWhich, int... L>
+  MMKERN_FN void add_half(Vec<T> v, LaneList<L...>) {
+    const auto half = __builtin_shufflevector(v.r[0], v.r[0], (L + kWhich * kHalf)...);
+    sums_.r[kWhich] += __builtin_convertvector(half, native_t<double, kHalf>);
+  }
+
+  Vec<double, 2> sums_ = 0.0;
+};
 
 template <int Step, class Native, int... L>
 MMKERN_FN void swap_blocks(Native& a, Native& b, LaneList<L...>) {

@@ -30,6 +30,16 @@ MMKERN_FN NativeFloat dot_pairs_lanes(NativeFloat a, NativeFloat b, NativeFloat 
 }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm512_movepi32_mask((__m512i)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm512_movepi64_mask((__m512i)m) != 0; }
+MMKERN_FN int compress_lanes(NativeFloat v, NativeInt m, float* to) {
+  const __mmask16 taken = _mm512_movepi32_mask((__m512i)m);
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(taken, v));  // to memory, some machines compress a lane at a time
+  return __builtin_popcount(taken);
+}
+MMKERN_FN int compress_lanes(NativeDouble v, NativeLong m, double* to) {
+  const __mmask8 taken = _mm512_movepi64_mask((__m512i)m);
+  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(taken, v));
+  return __builtin_popcount(taken);
+}
 
 #elif defined(MMKERN_AVX2)
 
@@ -81,6 +91,18 @@ MMKERN_FN bool any_lane(NativeLong m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
 
 #else
 #error "simd.h knows x86-64 and aarch64"
+#endif
+
+#if !defined(MMKERN_AVX512)
+template <class Native, class Mask, class T>
+MMKERN_FN int compress_lanes(Native v, Mask m, T* to) {
+  int n = 0;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    to[n] = v[i];
+    n += int(m[i] & 1);
+  }
+  return n;
+}
 #endif
 
 // op over the lanes of one register, halves first

@@ -17,6 +17,7 @@ struct DeviceKernelTable {
 DeviceKernelTable attention_device_kernels();
 DeviceKernelTable attention_rows_device_kernels();
 DeviceKernelTable contrastive_device_kernels();
+DeviceKernelTable decoding_device_kernels();
 DeviceKernelTable diffusion_device_kernels();
 DeviceKernelTable hyperbolic_device_kernels();
 DeviceKernelTable modulation_device_kernels();

@@ -20,6 +20,7 @@ from torch import Tensor
 from mmkern.backends import (
     cuda_attention,
     cuda_attention_rows,
+    cuda_decoding,
     cuda_diffusion,
     cuda_gated,
     cuda_group_norm,
@@ -303,6 +304,7 @@ KERNELS: dict[str, Callable[..., None]] = {
     "gated_activation_backward": cuda_gated.gated_activation_backward,
     "group_norm_act": cuda_group_norm.group_norm_act,
     "group_norm_act_backward": cuda_group_norm.group_norm_act_backward,
+    "sample_tokens": cuda_decoding.sample_tokens,
     "denoise_step": cuda_diffusion.denoise_step,
     "multistep": cuda_diffusion.multistep,
     "corrected_step": cuda_diffusion.corrected_step,

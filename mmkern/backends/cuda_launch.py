@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-FAMILIES = ("attention", "attention_rows", "contrastive", "diffusion", "hyperbolic", "modulation")
+FAMILIES = ("attention", "attention_rows", "contrastive", "decoding", "diffusion", "hyperbolic", "modulation")
 _SHARED_WITHOUT_ASKING = 48 << 10  # bytes of dynamic shared memory; more must be asked for, once a kernel
 _MAX_DYNAMIC_SHARED_BYTES = 8  # of CUfunction_attribute
 NVRTC_OPTIONS = ("-std=c++17", "-default-device")  # the latter: constexpr functions are device functions too

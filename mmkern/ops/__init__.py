@@ -5,6 +5,7 @@ from .attention import cross_attention
 from .attention_rows import merge_attention, qk_norm_rotary, rotary_embedding
 from .attention_varlen import cross_attention_varlen
 from .contrastive import info_nce_loss, lorentz_contrastive_loss, siglip_loss
+from .decoding import sample_tokens
 from .denoising_loss import add_noise, denoising_loss, velocity
 from .diffusion import Coefficients as Coefficients  # what steps take, and no ops themselves
 from .diffusion import Known as Known
@@ -115,6 +116,7 @@ __all__ = [
     "qk_norm_rotary",
     "rms_norm",
     "rotary_embedding",
+    "sample_tokens",
     "siglip_loss",
     "swiglu",
     "timestep_embedding",

@@ -38,7 +38,8 @@ class GuardedOutputs:
         """Room that lies in memory as ``like`` does."""
         buffer = torch.full((like.numel() + 2 * _GUARD,), _SENTINEL, dtype=like.dtype)
         self._buffers.append(buffer)
-        return torch.as_strided(buffer, like.shape, like.stride(), _GUARD).fill_(math.nan)
+        nothing = math.nan if like.is_floating_point() else _SENTINEL
+        return torch.as_strided(buffer, like.shape, like.stride(), _GUARD).fill_(nothing)
 
 
 def forward(name: str, *args: Any) -> Tensor:

@@ -131,6 +131,13 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, MMKERN_SIT
   return cuda_on_host::shuffle("__shfl_up_sync", mask, value, source >= first ? source : lane, width, site);
 }
 
+// Threads run one at a time.
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long x) {
+  const unsigned long long before = *to;
+  *to += x;
+  return before;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
@@ -148,6 +155,12 @@ inline float __uint_as_float(unsigned bits) {
   float x;
   memcpy(&x, &bits, 4);
   return x;
+}
+
+inline long long __double_as_longlong(double x) {
+  long long bits;
+  memcpy(&bits, &x, 8);
+  return bits;
 }
 
 #include "ptx.h"

@@ -68,6 +68,7 @@ VOCABULARY_CHECKS = (
     "rows_without_a_target",
     "vocabulary_same_bits",
 )
+DECODING_CHECKS = ("decoding", "decoding_in_small_tiles")
 RETRIEVAL_CHECKS = ("retrieval", "retrieval_in_small_tiles", "order_of_ties_and_nan")
 CHECKS = (
     *ATTENTION_CHECKS,
@@ -76,6 +77,7 @@ CHECKS = (
     *GATED_CHECKS,
     *GROUP_NORM_CHECKS,
     *CONTRASTIVE_CHECKS,
+    *DECODING_CHECKS,
     *RETRIEVAL_CHECKS,
     *VOCABULARY_CHECKS,
     *DIFFUSION_CHECKS,

@@ -37,6 +37,7 @@ from tests.cases.multi_source import CASES as SOURCES_CASES
 from tests.contract import gradients_for, op_of
 
 from . import contrastive as losses
+from . import decoding as draws
 from . import diffusion as steps
 from . import faulty_kernels, patches
 from . import gated as activations
@@ -455,7 +456,7 @@ def main() -> None:
     out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     patches.install()
-    families = (steps, activations, groups, losses, best, tokens)
+    families = (steps, activations, groups, losses, draws, best, tokens)
     results, checks = {}, {name: check for family in families for name, check in vars(family).items()} | globals()
     for name in CHECKS[part::parts]:
         try:
