@@ -10,6 +10,7 @@ struct PhiloxWords {
 };
 
 constexpr int kPhiloxRounds = 10;
+constexpr unsigned long long kPhiloxFirst = 0xD2511F53, kPhiloxSecond = 0xCD9E8D57;
 
 // Key and counter are (low, high) words.
 struct PhiloxKey {
@@ -23,7 +24,7 @@ struct PhiloxKey {
 };
 
 MMKERN_FN void philox_round(PhiloxKey key, unsigned& a, unsigned& b, unsigned& c, unsigned& d) {
-  const unsigned long long first = a * 0xD2511F53ull, second = c * 0xCD9E8D57ull;
+  const unsigned long long first = a * kPhiloxFirst, second = c * kPhiloxSecond;
   a = unsigned(second >> 32) ^ b ^ key.low;
   c = unsigned(first >> 32) ^ d ^ key.high;
   b = unsigned(second);

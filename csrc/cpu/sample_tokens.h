@@ -55,7 +55,7 @@ class Sampler {
     const T* const filters = request.filters;
     if (!take(row, request)) return {T(__builtin_nan("")), -1};
     weigh(filters[filter::kTemperature]);
-    if (filters[filter::kTopP] < 1) keep_mass(logits_.data, weights_.data, filters[filter::kTopP] * mass());
+    if (filters[filter::kTopP] < 1) keep_mass(logits_.data, weights_.data, filters[filter::kTopP] * mass_);
     if (filters[filter::kMinP] > 0) keep_likely(filters[filter::kMinP]);
     if (filters[filter::kTypicalP] < 1) keep_typical(filters[filter::kTypicalP]);
     const int64_t chosen = filters[filter::kTemperature] == 0 ? likeliest() : race(request);
@@ -177,8 +177,13 @@ class Sampler {
   void weigh(T temperature) {
     inverse_ = temperature == 0 ? T(1) : T(1) / temperature;
     const Vec<T> largest(largest_), inverse(inverse_);
-    for (int64_t i = 0; i < up_to(kBlock, count_); i += W)
-      exp_flushed((Vec<T>::load(logits_.data + i) - largest) * inverse).store(weights_.data + i);
+    WideSum<T> sum;
+    for (int64_t i = 0; i < up_to(kBlock, count_); i += W) {
+      const Vec<T> weight = exp_flushed((Vec<T>::load(logits_.data + i) - largest) * inverse);
+      weight.store(weights_.data + i);
+      sum.add(weight);
+    }
+    mass_ = sum.total();
   }
 
   double mass() const {
@@ -257,7 +262,7 @@ class Sampler {
     for (int64_t begin = 0; begin < count_; begin += kBlock) {
       if (!has_weight(begin)) continue;
       alignas(64) T scores[kBlock];
-      score(request, begin, scores);
+      if (!score(request, begin, best, scores)) continue;
       Vec<T> top = Vec<T>::load(scores);
       for (int64_t i = W; i < kBlock; i += W) top = max(top, Vec<T>::load(scores + i));
       if (!(max_of(top) > best)) continue;
@@ -273,26 +278,29 @@ class Sampler {
     return max_of(most) > 0;
   }
 
-  void score(const Request<T>& request, int64_t begin, T* scores) const {
-    alignas(64) float uniform[kBlock];
+  // Of a block; false where none can be better than the best: E is at least the uniform number that it is made of.
+  bool score(const Request<T>& request, int64_t begin, T best, T* scores) const {
+    alignas(64) T v[kBlock];
     PhiloxBlock words;
     if (are_few_) {
-      for (float& v : uniform) v = 0.5f;
+      for (T& each : v) each = T(0.5);
       for (int64_t at = 0; at < kBlock && begin + at < count_; at += PhiloxBlock::kCounters) {
         const int64_t* const tokens = tokens_ + begin + at;
         words.fill(request.key, [&](int i) { return request.first + uint64_t(tokens[i]) / 4; });
-        for (int i = 0; i < PhiloxBlock::kCounters; ++i) uniform[at + i] = uniform_of(words.word[tokens[i] % 4][i]);
+        for (int i = 0; i < PhiloxBlock::kCounters; ++i) v[at + i] = T(uniform_of(words.word[4 * i + tokens[i] % 4]));
       }
     } else {
       words.fill(request.key, [&](int i) { return request.first + uint64_t(begin / 4 + i); });
-      for (int i = 0; i < PhiloxBlock::kCounters; ++i)
-        for (int j = 0; j < 4; ++j) uniform[4 * i + j] = uniform_of(words.word[j][i]);
+      for (int i = 0; i < kBlock; ++i) v[i] = T(uniform_of(words.word[i]));
     }
-    for (int64_t i = 0; i < kBlock; i += W) {
-      alignas(64) T v[W];
-      for (int lane = 0; lane < W; ++lane) v[lane] = T(uniform[i + lane]);
-      (Vec<T>::load(weights_.data + begin + i) / -log1p(-Vec<T>::load(v))).store(scores + i);
-    }
+    const Vec<T> bar(best * (T(1) - T(0x1p-20)));  // less what rounding takes
+    auto hopeful = bar < bar;
+    for (int64_t i = 0; i < kBlock; i += W)
+      hopeful = hopeful | (Vec<T>::load(weights_.data + begin + i) > bar * Vec<T>::load(v + i));
+    if (!any(hopeful)) return false;
+    for (int64_t i = 0; i < kBlock; i += W)
+      (Vec<T>::load(weights_.data + begin + i) / -log1p(-Vec<T>::load(v + i))).store(scores + i);
+    return true;
   }
 
   static float uniform_of(unsigned word) {
@@ -312,6 +320,7 @@ class Sampler {
   int64_t count_ = 0;  // tokens that are looked at
   bool are_few_ = false;
   T largest_ = 0, inverse_ = 1;
+  double mass_ = 0;  // of all weights
   T values_[kFew];
   int64_t tokens_[kFew + PhiloxBlock::kCounters] = {};
   const Scratch<T> logits_, weights_;

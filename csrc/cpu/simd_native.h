@@ -9,6 +9,7 @@ using NativeFloat = native_t<float, kLanes<float>>;
 using NativeDouble = native_t<double, kLanes<double>>;
 using NativeInt = native_t<int32_t, kLanes<float>>;
 using NativeLong = native_t<int64_t, kLanes<double>>;
+using NativeWide = native_t<uint64_t, kLanes<double>>;
 using NativeBits = native_t<uint32_t, kLanes<float>>;
 using NativeShort = native_t<uint16_t, kLanes<float>>;
 
@@ -30,6 +31,9 @@ MMKERN_FN NativeFloat dot_pairs_lanes(NativeFloat a, NativeFloat b, NativeFloat 
 }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm512_movepi32_mask((__m512i)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm512_movepi64_mask((__m512i)m) != 0; }
+MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
+  return (NativeWide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+}
 MMKERN_FN int compress_lanes(NativeFloat v, NativeInt m, float* to) {
   const __mmask16 taken = _mm512_movepi32_mask((__m512i)m);
   _mm512_storeu_ps(to, _mm512_maskz_compress_ps(taken, v));  // to memory, some machines compress a lane at a time
@@ -53,6 +57,9 @@ MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm256_mi
 MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm256_min_pd(a, b); }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm256_movemask_ps((__m256)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm256_movemask_pd((__m256d)m) != 0; }
+MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
+  return (NativeWide)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}
 
 #elif defined(__x86_64__)
 
@@ -66,6 +73,9 @@ MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm_min_p
 MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm_min_pd(a, b); }
 MMKERN_FN bool any_lane(NativeInt m) { return _mm_movemask_ps((__m128)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return _mm_movemask_pd((__m128d)m) != 0; }
+MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
+  return (NativeWide)_mm_mul_epu32((__m128i)a, (__m128i)b);
+}
 
 #elif defined(__aarch64__)
 
@@ -88,6 +98,9 @@ MMKERN_FN Native min_lanes(Native a, Native b) {
 }
 MMKERN_FN bool any_lane(NativeInt m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
 MMKERN_FN bool any_lane(NativeLong m) { return vmaxvq_u32((uint32x4_t)m) != 0; }
+MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
+  return (NativeWide)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+}
 
 #else
 #error "simd.h knows x86-64 and aarch64"
