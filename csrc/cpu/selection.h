@@ -25,16 +25,15 @@ class Selection {
   // The fewest of keys[0, n), the largest first and of equal ones the first, whose weights come to `least`; one at
   // least. Where weights are null, each is 1. Keys of -inf, and those without weight, are none of them; one is.
   Boundary<T> find(const T* keys, const T* weights, int64_t n, double least) const {
-    n = weights ? gather<true>(keys, weights, n) : gather<false>(keys, weights, n);
+    Range range;
+    n = weights ? gather<true>(keys, weights, n, range) : gather<false>(keys, weights, n, range);
     double before = 0;
-    while (n > kFew) {
-      const Range range = range_of(n);
-      if (range.least == range.most) break;
+    while (n > kFew && range.least() < range.most()) {
       const T pivot = range.pivot(n);
       const double above = before + mass_above(pivot, n);
       const bool in_upper = above >= least;
       if (!in_upper) before = above;
-      n = keep(n, pivot, in_upper);
+      n = keep(n, pivot, in_upper, range);
     }
     if (n > kFew) return {keys_.data[0], ties(n, before, least)};
     sort(n);
@@ -49,48 +48,38 @@ class Selection {
   static constexpr int W = Vec<T>::size;
   static constexpr int64_t kFew = 32;
 
+  // Of numbers that go on.
   struct Range {
-    T least, most, sum;
+    Vec<T> low = T(__builtin_inf()), high = T(-__builtin_inf()), sums = T(0);
 
+    MMKERN_FN void add(Vec<T> key, Mask<T, 1> taken) {
+      low = min(select(taken, key, low), low);
+      high = max(select(taken, key, high), high);
+      sums += select(taken, key, Vec<T>(T(0)));
+    }
+    T least() const { return -max_of(-low); }
+    T most() const { return max_of(high); }
     // A number from the least on and below the most.
     T pivot(int64_t n) const {
-      const T mean = sum / T(n), middle = least / 2 + most / 2;
-      if (mean >= least && mean < most) return mean;
-      return middle >= least && middle < most ? middle : least;
+      const T a = least(), b = most(), mean = sum(sums) / T(n), middle = a / 2 + b / 2;
+      if (mean >= a && mean < b) return mean;
+      return middle >= a && middle < b ? middle : a;
     }
   };
 
   // Scalar: for (i < n) if (keys[i] > -inf && weights[i] > 0) take(keys[i], weights[i]);
   template <bool kWeighted>
-  int64_t gather(const T* keys, const T* weights, int64_t n) const {
+  int64_t gather(const T* keys, const T* weights, int64_t n, Range& range) const {
     const Vec<T> none(T(-__builtin_inf())), zero(T(0)), one(T(1));
     int64_t found = 0;
     for_each_vec<T>(n, [&](auto at) {
       const Vec<T> key = at.load(keys), weight = at.only(kWeighted ? at.load(weights) : one);
       const auto taken = (key > none) & (weight > zero);
+      range.add(key, taken);
       compress(weight, taken, weights_.data + found);
       found += compress(key, taken, keys_.data + found);
     });
     return found;
-  }
-
-  Range range_of(int64_t n) const {
-    Vec<T> least(keys_.data[0]), most = least, total(T(0));
-    int64_t i = 0;
-    for (; i + W <= n; i += W) {
-      const Vec<T> key = Vec<T>::load(keys_.data + i);
-      least = min(key, least);
-      most = max(key, most);
-      total += key;
-    }
-    Range range{-max_of(-least), max_of(most), sum(total)};
-    for (; i < n; ++i) {
-      const T key = keys_.data[i];
-      range.least = key < range.least ? key : range.least;
-      range.most = key > range.most ? key : range.most;
-      range.sum += key;
-    }
-    return range;
   }
 
   double mass_above(T pivot, int64_t n) const {
@@ -103,18 +92,17 @@ class Selection {
   }
 
   // Of the first n those above the pivot, or the others.
-  int64_t keep(int64_t n, T pivot, bool above) const {
-    int64_t kept = 0, i = 0;
-    for (; i + W <= n; i += W) {
+  int64_t keep(int64_t n, T pivot, bool above, Range& range) const {
+    const Vec<T> bound(pivot), none(T(-__builtin_inf()));
+    range = Range();
+    for (int64_t i = n; i < n + W; ++i) keys_.data[i] = none[0];  // no number, on either side
+    int64_t kept = 0;
+    for (int64_t i = 0; i < n; i += W) {
       const Vec<T> key = Vec<T>::load(keys_.data + i), weight = Vec<T>::load(weights_.data + i);
-      const auto is_above = key > Vec<T>(pivot), taken = above ? is_above : !is_above;
+      const auto is_above = key > bound, taken = above ? is_above : (!is_above) & (key > none);
+      range.add(key, taken);
       compress(weight, taken, weights_.data + kept);
       kept += compress(key, taken, keys_.data + kept);
-    }
-    for (; i < n; ++i) {
-      if ((keys_.data[i] > pivot) != above) continue;
-      weights_.data[kept] = weights_.data[i];
-      keys_.data[kept++] = keys_.data[i];
     }
     return kept;
   }

@@ -297,23 +297,16 @@ def _limits(op: str, clip: float | Threshold, args: list[Any]) -> Tensor:
     return torch.stack([s, 1 / s], 1)
 
 
-def _named(
-    solver: str,
-    results: Literal[1, 2, 3],
-    model_output: Outputs,
-    sample: Tensor,
-    coefficients: Coefficients,
-    options: StepOptions,
-    history: Sequence[Tensor | None] = (),
-) -> Any:
+def _named(solver: str, results: Literal[1, 2, 3], *given: Any) -> Any:
     """A step by the name of its solver."""
+    coefficients = given[2]
     if not isinstance(coefficients, Coefficients):
         raise TypeError(f"{solver}_step: coefficients is {type(coefficients).__name__}, expected Coefficients")
     if coefficients.solver != solver:
         raise ValueError(
             f"{solver}_step: coefficients are those of {coefficients.solver}_step, expected of {solver}_step"
         )
-    out = take_step(results, model_output, sample, coefficients, options, history)
+    out = take_step(results, *given)
     return out if results > 1 else out[0]
 
 

@@ -52,6 +52,11 @@ def whole(rows: int, size: int) -> Logits:
     return lambda g: torch.randint(-3, 3, (rows, size), generator=g).double()
 
 
+def halves(_: torch.Generator) -> Tensor:
+    """Each second one is as large as the largest."""
+    return torch.tensor([1.0, -0.5], dtype=torch.float64).repeat(2, 350)
+
+
 def mixed(g: torch.Generator) -> Tensor:
     """Among rows as they are: NaN, +inf, nothing but -inf, one token left, and huge ones."""
     x = randn(g, 6, 90)
@@ -84,6 +89,7 @@ def _cases() -> Iterator[Case]:
         yield case(f"{name}, 3x700", logits(3, 700), [filters])
         yield case(f"{name}, ties", whole(4, 130), [filters])
         yield case(f"{name}, mixed", mixed, [filters])
+    yield case("as many as are large", halves, [{Filter.TOP_K: 350}])
     yield case("a request a row", logits(len(FILTERS), 400), list(FILTERS.values()), history=True, allowed=True)
     yield case("allowed", logits(4, 200), [{}], allowed=True)
     yield case("history", logits(4, 200), [{Filter.REPETITION_PENALTY: 2.0}], history=True)
