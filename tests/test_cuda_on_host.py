@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmkern.backends import cuda, cuda_launch
 from tests import contract
-from tests.cases import attention, attention_rows, contrastive, diffusion, gated, group_norm, modulation
+from tests.cases import attention, attention_rows, contrastive, decoding, diffusion, gated, group_norm, modulation
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 from tests.cuda_on_host import calls, frame
 from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, sanitizer_environment
@@ -257,6 +257,7 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
         if case.label.endswith(("4x520x16x8", "x128x128", "x256x256")):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 calls.both(case, dtype)
+    calls.both(decoding.CASES[0], torch.float32)
     for case in attention_rows.CASES:
         if case.label in ("9x123-near", "odd-plain", "1x2x9x128-plain"):
             calls.both(case, torch.float32)

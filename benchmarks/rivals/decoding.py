@@ -13,7 +13,7 @@ def sample_top_p(logits: Tensor, noise: Tensor) -> Tensor:
 
 
 def sample_top_k(logits: Tensor, noise: Tensor) -> Tensor:
-    values, order = logits.topk(TOP_K, dim=-1)
+    values, order = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1)
     return _race(values.softmax(-1), order, noise)
 
 

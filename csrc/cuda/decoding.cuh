@@ -4,4 +4,4 @@
 
 #include "sample_tokens.cuh"
 
-#define MMKERN_DECODING_KERNELS(KERNEL) KERNEL(sampling::sample_tokens)
+#define MMKERN_DECODING_KERNELS(KERNEL) KERNEL(sample_tokens)

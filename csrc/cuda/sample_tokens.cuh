@@ -293,16 +293,23 @@ MMKERN_FN Typical find_typical(const Row& row, const Scale& scale, const Kept& k
 // ---- The kernel
 // ------------------------------------------------------------------------------------------------------
 
+MMKERN_FN float uniform_of(unsigned word) {
+  const float v = fmaf(float(word), 0x1p-32f, 0x1p-33f);
+  return v < 1 - 0x1p-24f ? v : 1 - 0x1p-24f;
+}
+
+}  // namespace sampling
+
 // Laid out alike in mmkern/backends/cuda_decoding.py.
-struct Args {
+struct SampleTokensArgs {
   const void* logits;  // [rows, size]
   i64 logits_stride;
-  const u64* seeds;  // key, and the first counter; a stride of 0 where the rows share one
+  const sampling::u64* seeds;  // key, and the first counter; a stride of 0 where the rows share one
   i64 seeds_stride;
   i64 counters;  // from row to row
   const float* filters;
   i64 filters_stride;
-  const u64* allowed;
+  const sampling::u64* allowed;
   i64 allowed_stride;
   float* log_probs;
   i64* tokens;
@@ -311,12 +318,8 @@ struct Args {
   int vectors, unused;
 };
 
-MMKERN_FN float uniform_of(unsigned word) {
-  const float v = fmaf(float(word), 0x1p-32f, 0x1p-33f);
-  return v < 1 - 0x1p-24f ? v : 1 - 0x1p-24f;
-}
-
-__global__ void __launch_bounds__(kThreads) sample_tokens(const Args a) {
+__global__ void __launch_bounds__(sampling::kThreads) sample_tokens(const SampleTokensArgs a) {
+  using namespace sampling;
   const i64 b = blockIdx.x;
   const void* const logits = static_cast<const char*>(a.logits) + b * a.logits_stride * bytes_of(a.dtype);
   const Row row{logits, a.allowed ? a.allowed + b * a.allowed_stride : nullptr, a.size, a.dtype, a.vectors != 0};
@@ -390,6 +393,5 @@ __global__ void __launch_bounds__(kThreads) sample_tokens(const Args a) {
   a.tokens[b] = chosen;
 }
 
-}  // namespace sampling
 }  // namespace device
 }  // namespace mmkern

@@ -49,7 +49,7 @@ def sample_tokens(
         vectors,
         0,
     )
-    launch("sampling::sample_tokens", (rows, 1), THREADS, arguments, logits.device)
+    launch("sample_tokens", (rows, 1), THREADS, arguments, logits.device)
 
 
 def _stride(x: Tensor | None) -> int:
