@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from mmkern.kernels.philox import uniform
 from mmkern.kernels.scalar_math import INFINITY, div, exp, log, log1p
-from torch import Tensor
 
-from mmkern.reference import decoding as reference
+from mmkern.backends.token_rows import TokenRows
 
 _LEAST_MASS = tl.constexpr(1e-300)  # one is kept in any case
 _BLOCK = 4096
@@ -236,38 +235,21 @@ def sample_tokens_kernel(
     tl.store(tokens + at, tl.where(is_bad, -1, winner))
 
 
-def sample_tokens(
-    logits: Tensor,
-    seed: Tensor,
-    filters: Tensor,
-    history: Tensor | None,
-    allowed: Tensor | None,
-    log_probs: Tensor,
-    tokens: Tensor,
-) -> None:
-    rows, size = logits.shape
-    if rows == 0:
+def sample_tokens(*given: Any) -> None:
+    """The arguments of the op; log-probabilities and tokens."""
+    *arguments, log_probs, tokens = given
+    rows = TokenRows.of(*arguments)
+    count, size = rows.logits.shape
+    if count == 0:
         return
-    if history is not None:
-        logits = reference.penalized(logits.float(), filters, history)
     block = min(triton.next_power_of_2(max(size, 16)), _BLOCK)
-
-    def stride(x: Tensor | None) -> int:
-        return 0 if x is None or x.shape[0] == 1 else x.stride(0)
-
-    sample_tokens_kernel[(rows,)](
-        logits,
-        seed.contiguous(),
-        filters.contiguous(),
-        None if allowed is None else allowed.contiguous(),
+    sample_tokens_kernel[(count,)](
+        *rows,
         log_probs,
         tokens,
         size,
-        logits.stride(0),
-        stride(seed.contiguous()),
-        stride(filters.contiguous()),
-        stride(None if allowed is None else allowed.contiguous()),
-        -(-size // 4) if seed.shape[0] == 1 else 0,
+        *rows.strides,
+        rows.counters,
         BLOCK=block,
         num_warps=max(1, min(block // _PER_WARP, 16)),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmkern import ops
 from mmkern.ops._define import OPS
@@ -216,6 +217,13 @@ def test_a_number_for_each_request() -> None:
     assert torch.equal(tokens, logits.argmax(-1))  # type: ignore[arg-type]
 
 
+def test_a_tracer_leaves_nothing_behind() -> None:
+    with FakeTensorMode():
+        tokens = ops.sample_tokens(torch.empty(3, 9), top_k=4, seed=1)
+    assert tokens.shape == (3,)  # type: ignore[union-attr]
+    assert ops.sample_tokens(torch.zeros(3, 9), top_k=4, seed=1).max() < 4  # type: ignore[union-attr]
+
+
 def test_rows_without_a_token() -> None:
     logits = torch.zeros(4, 3)
     logits[0, 1], logits[1, 2], logits[2] = torch.nan, torch.inf, -torch.inf
@@ -246,7 +254,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: ops.sample_tokens(_X, repetition_penalty=2.0, history=torch.zeros(3, 4).long()),
         ValueError,
-        r"history has shape \[3, 4\], expected \[2, 'H'\] or \[1, 'H'\]",
+        r"history has shape \[3, 4\], expected \[2, H\] or \[1, H\]",
     ),
     (
         lambda: ops.sample_tokens(_X, allowed=torch.ones(2, 1).int()),

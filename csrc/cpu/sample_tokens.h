@@ -55,7 +55,7 @@ class Sampler {
     const T* const filters = request.filters;
     if (!take(row, request)) return {T(__builtin_nan("")), -1};
     weigh(filters[filter::kTemperature]);
-    if (filters[filter::kTopP] < 1) keep_mass(logits_.data, weights_.data, filters[filter::kTopP] * mass_);
+    if (filters[filter::kTopP] < 1) keep_mass(filters[filter::kTopP] * mass_);
     if (filters[filter::kMinP] > 0) keep_likely(filters[filter::kMinP]);
     if (filters[filter::kTypicalP] < 1) keep_typical(filters[filter::kTypicalP]);
     const int64_t chosen = filters[filter::kTemperature] == 0 ? likeliest() : race(request);
@@ -194,17 +194,17 @@ class Sampler {
 
   // Of the largest ones.
   void keep_count(int64_t k) {
-    drop(logits_.data, selection_.find(logits_.data, nullptr, count_, double(k)), logits_.data, minus_infinity<T>());
+    drop(selection_.find(logits_.data, nullptr, count_, double(k)), logits_.data, minus_infinity<T>());
   }
-  void keep_mass(const T* keys, const T* weights, double least) {
-    drop(keys, selection_.find(keys, weights, count_, least), weights_.data, T(0));
+  void keep_mass(double least) {
+    drop(selection_.find(logits_.data, weights_.data, count_, least), weights_.data, T(0));
   }
 
-  // Scalar: for (i < count_) if (keys[i] is below the boundary) to[i] = dropped;
-  void drop(const T* keys, Boundary<T> boundary, T* to, T dropped) {
+  // Scalar: for (i < count_) if (logits[i] is below the boundary) to[i] = dropped;
+  void drop(Boundary<T> boundary, T* to, T dropped) {
     const Vec<T> bound(boundary.key), none(dropped);
     for (int64_t i = 0; i < count_; i += W) {
-      const Vec<T> key = Vec<T>::load(keys + i);
+      const Vec<T> key = Vec<T>::load(logits_.data + i);
       if (any(key == bound)) {
         for (int lane = 0; lane < W; ++lane) {
           const bool is_tie = key[lane] == boundary.key;

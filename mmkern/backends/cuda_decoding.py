@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import struct
-
-from torch import Tensor
+from typing import Any
 
 from mmkern.backends.cuda_launch import launch
 from mmkern.backends.cuda_tensors import DTYPES, address, fits_vectors
-from mmkern.reference import decoding as reference
+from mmkern.backends.token_rows import TokenRows
 
 THREADS = 256
 # logits; seeds, counters; filters; allowed; log_probs, tokens; size, dtype, vectors
 _ARGS = struct.Struct("Pq Pqq Pq Pq PP 4i")
 
 
-def sample_tokens(
-    logits: Tensor,
-    seed: Tensor,
-    filters: Tensor,
-    history: Tensor | None,
-    allowed: Tensor | None,
-    log_probs: Tensor,
-    tokens: Tensor,
-) -> None:
-    rows, size = logits.shape
-    if rows == 0:
+def sample_tokens(*given: Any) -> None:
+    """The arguments of the op; log-probabilities and tokens."""
+    *arguments, log_probs, tokens = given
+    rows = TokenRows.of(*arguments)
+    logits = rows.logits
+    count, size = logits.shape
+    if count == 0:
         return
-    if history is not None:
-        logits = reference.penalized(logits, filters, history)
-    seed, filters = seed.contiguous(), filters.contiguous()
-    allowed = None if allowed is None else allowed.contiguous()
-    vectors = fits_vectors(logits.element_size(), 0, (logits.stride(0),), (logits.data_ptr(),))
-    arguments = _ARGS.pack(
+    of_logits, of_seed, of_filters, of_allowed = rows.strides
+    packed = _ARGS.pack(
         logits.data_ptr(),
-        logits.stride(0),
-        seed.data_ptr(),
-        _stride(seed),
-        -(-size // 4) if seed.shape[0] == 1 else 0,
-        filters.data_ptr(),
-        _stride(filters),
-        address(allowed),
-        _stride(allowed),
+        of_logits,
+        rows.seed.data_ptr(),
+        of_seed,
+        rows.counters,
+        rows.filters.data_ptr(),
+        of_filters,
+        address(rows.allowed),
+        of_allowed,
         log_probs.data_ptr(),
         tokens.data_ptr(),
         size,
         DTYPES[logits.dtype],
-        vectors,
+        fits_vectors(logits.element_size(), 0, (of_logits,), (logits.data_ptr(),)),
         0,
     )
-    launch("sample_tokens", (rows, 1), THREADS, arguments, logits.device)
-
-
-def _stride(x: Tensor | None) -> int:
-    """From row to row, 0 where there is one for all."""
-    return 0 if x is None or x.shape[0] == 1 else x.stride(0)
+    launch("sample_tokens", (count, 1), THREADS, packed, logits.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import torch
@@ -42,8 +41,9 @@ def _check(op: str, args: Arguments) -> None:
         if x is None:
             continue
         if x.dim() != 2 or x.shape[0] not in (1, logits.shape[0]) or (width is not None and x.shape[1] != width):
-            expected = [logits.shape[0], "H" if width is None else width]
-            raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {expected} or {[1, expected[1]]}")
+            columns = "H" if width is None else width
+            expected = f"[{logits.shape[0]}, {columns}] or [1, {columns}]"
+            raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {expected}")
 
 
 _sample_tokens = define(
@@ -157,8 +157,7 @@ def _filters(op: str, logits: Tensor, given: tuple[Any, ...]) -> Tensor:
         NEUTRAL[column] if value is None or isinstance(value, Tensor) else float(value)
         for column, value in zip(Filter, given, strict=True)
     )
-    dtype = accumulation_dtype(logits.dtype)
-    shared = _row(numbers, dtype, logits.device)
+    shared = torch.tensor([numbers], dtype=accumulation_dtype(logits.dtype), device=logits.device)
     if not any(isinstance(value, Tensor) for value in given):
         return shared
     filters = shared.repeat(logits.shape[0], 1)
@@ -166,12 +165,6 @@ def _filters(op: str, logits: Tensor, given: tuple[Any, ...]) -> Tensor:
         if isinstance(value, Tensor):
             filters[:, column] = value
     return filters
-
-
-@functools.lru_cache(maxsize=64)
-def _row(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # autograd may save what later calls are given
-        return torch.tensor([numbers], dtype=dtype, device=device)
 
 
 def _check_filter(op: str, logits: Tensor, column: Filter, value: Any) -> None:
