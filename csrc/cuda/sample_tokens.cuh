@@ -78,7 +78,7 @@ MMKERN_FN Leader leader_of_block(Leader mine) {
 // ---- A row
 // -----------------------------------------------------------------------------------------------------------
 
-struct Row {
+struct LogitRow {
   const void* logits;
   const u64* allowed;  // words of 64 tokens, or null
   int size;
@@ -129,7 +129,7 @@ struct Kept {
 
 // f(first, logits, weights) of all stretches, weights 0 of what is not kept.
 template <class F>
-MMKERN_FN void for_each_stretch(const Row& row, const Scale& scale, const Kept& kept, F f) {
+MMKERN_FN void for_each_stretch(const LogitRow& row, const Scale& scale, const Kept& kept, F f) {
   u64 seen = 0;  // with that key
   for (int begin = 0; begin < row.size; begin += kStretch) {
     const int first = begin + int(threadIdx.x) * kEach;
@@ -220,7 +220,7 @@ MMKERN_FN float logit_of(u64 key) {
   return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
-MMKERN_FN void keep_count(const Row& row, double count, Kept& kept) {
+MMKERN_FN void keep_count(const LogitRow& row, double count, Kept& kept) {
   const Found found = find_boundary<4>(count, [&](auto f) {
     for (int first = int(threadIdx.x) * kEach; first < row.size; first += kStretch) {
       float z[kEach];
@@ -232,7 +232,7 @@ MMKERN_FN void keep_count(const Row& row, double count, Kept& kept) {
   kept.ties = ties_of(found, count, 1);
 }
 
-MMKERN_FN u64 mass_of_kept(const Row& row, const Scale& scale, const Kept& kept) {
+MMKERN_FN u64 mass_of_kept(const LogitRow& row, const Scale& scale, const Kept& kept) {
   u64 mass = 0;
   for_each_stretch(row, scale, kept, [&](int, const float (&)[kEach], const float (&w)[kEach]) {
     for (int k = 0; k < kEach; ++k) mass += mass_of(w[k]);
@@ -240,7 +240,7 @@ MMKERN_FN u64 mass_of_kept(const Row& row, const Scale& scale, const Kept& kept)
   return sum_of_block(mass);
 }
 
-MMKERN_FN void keep_mass(const Row& row, const Scale& scale, float share, Kept& kept) {
+MMKERN_FN void keep_mass(const LogitRow& row, const Scale& scale, float share, Kept& kept) {
   const double least = double(share) * double(mass_of_kept(row, scale, kept));
   const Found found = find_boundary<4>(least > 1 ? least : 1, [&](auto f) {
     for_each_stretch(row, scale, kept, [&](int, const float (&z)[kEach], const float (&w)[kEach]) {
@@ -265,7 +265,7 @@ struct Typical {
   }
 };
 
-MMKERN_FN Typical find_typical(const Row& row, const Scale& scale, const Kept& kept, float share, u64 mass) {
+MMKERN_FN Typical find_typical(const LogitRow& row, const Scale& scale, const Kept& kept, float share, u64 mass) {
   __shared__ double of_warps[kWarps];
   Typical typical{log(double(mass) / kUnit), 0, 0, 0, 0};
   double surprise = 0;
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(sampling::kThreads) sample_tokens(const Sample
   using namespace sampling;
   const i64 b = blockIdx.x;
   const void* const logits = static_cast<const char*>(a.logits) + b * a.logits_stride * bytes_of(a.dtype);
-  const Row row{logits, a.allowed ? a.allowed + b * a.allowed_stride : nullptr, a.size, a.dtype, a.vectors != 0};
+  const LogitRow row{logits, a.allowed ? a.allowed + b * a.allowed_stride : nullptr, a.size, a.dtype, a.vectors != 0};
   const float* const filters = a.filters + b * a.filters_stride;
   const float temperature = filters[filter::kTemperature];
 

@@ -53,8 +53,12 @@ def whole(rows: int, size: int) -> Logits:
 
 
 def halves(_: torch.Generator) -> Tensor:
-    """Each second one is as large as the largest."""
-    return torch.tensor([1.0, -0.5], dtype=torch.float64).repeat(2, 350)
+    """Each second one is as large as the largest; the others' first bytes come next to theirs."""
+    return torch.tensor([1.0, 0.25], dtype=torch.float64).repeat(2, 350)
+
+
+def equal(_: torch.Generator) -> Tensor:
+    return torch.zeros(2, 64, dtype=torch.float64)
 
 
 def mixed(g: torch.Generator) -> Tensor:
@@ -90,6 +94,7 @@ def _cases() -> Iterator[Case]:
         yield case(f"{name}, ties", whole(4, 130), [filters])
         yield case(f"{name}, mixed", mixed, [filters])
     yield case("as many as are large", halves, [{Filter.TOP_K: 350}])
+    yield case("all as near", equal, [FILTERS["typical"]])
     yield case("a request a row", logits(len(FILTERS), 400), list(FILTERS.values()), history=True, allowed=True)
     yield case("allowed", logits(4, 200), [{}], allowed=True)
     yield case("history", logits(4, 200), [{Filter.REPETITION_PENALTY: 2.0}], history=True)

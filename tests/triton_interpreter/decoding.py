@@ -29,11 +29,11 @@ def decoding() -> None:
 
 
 def decoding_in_small_tiles() -> None:
-    """A row in several tiles."""
+    """A row in several tiles, with ties in each."""
     before, kernels._BLOCK = kernels._BLOCK, 32
     try:
         for each in CASES:
-            if each.label in ("3x111, all", "typical, ties", "top-k of many, ties"):
+            if each.label in ("3x111, all", "typical, ties", "top-p, ties"):
                 _check(each, torch.float32)
     finally:
         kernels._BLOCK = before
