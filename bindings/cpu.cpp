@@ -25,7 +25,9 @@ namespace mmkern {
   F(level, attention_rows)                                                                                             \
   F(level, contrastive)                                                                                                \
   F(level, decoding)                                                                                                   \
-  F(level, diffusion) F(level, group_norm) F(level, hyperbolic) F(level, retrieval) F(level, vocabulary)
+  F(level, diffusion)                                                                                                  \
+  F(level, group_norm)                                                                                                 \
+  F(level, hyperbolic) F(level, quantization) F(level, retrieval) F(level, vocabulary)
 #define MMKERN_DECLARE_TABLE(level, name) KernelTable name##_kernels();
 #define MMKERN_DECLARE_TABLES(level)                                                                                   \
   namespace level {                                                                                                    \

@@ -17,7 +17,20 @@ from torch import Tensor
 
 from mmkern.backends import cuda, cuda_launch
 from tests import contract
-from tests.cases import attention, attention_rows, contrastive, decoding, diffusion, gated, group_norm, modulation
+from tests.cases import (
+    absorbing,
+    attention,
+    attention_rows,
+    contrastive,
+    ctc,
+    decoding,
+    diffusion,
+    gated,
+    group_norm,
+    masked_decode,
+    modulation,
+    probabilities,
+)
 from tests.cases.hyperbolic import CASES, OPS, PAIRWISE, Case, in_ball, randn
 from tests.cuda_on_host import calls, frame
 from tests.cuda_on_host.harness import REPOSITORY, HostLauncher, Order, sanitizer_environment
@@ -246,9 +259,10 @@ def _repeated(value: Any, times: int) -> Any:
 
 
 def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
-    ops = {name for name, op in contract.OPS.items() if op.family in cuda_launch.FAMILIES}
+    ops = {name for name, op in contract.OPS.items() if op.family in (*cuda_launch.FAMILIES, "ctc", "ctc_beam")}
     elsewhere = {"cross_attention_varlen", "multi_source_attention", "timestep_embedding"}
     elsewhere |= {contrastive.LOG_SUMS[0], contrastive.LABELLED, contrastive.RETAINED[0], "sigmoid_loss"}
+    elsewhere |= {absorbing.ENTROPY, absorbing.LOSS, probabilities.LOG_PROB, probabilities.RENORMALIZE}
     assert {name.removesuffix("_backward") for name in cuda.KERNELS} == ops - elsewhere
     launcher.launched.clear()
     for op in OPS:
@@ -257,7 +271,9 @@ def test_every_kernel_belongs_to_an_op(launcher: HostLauncher) -> None:
         if case.label.endswith(("4x520x16x8", "x128x128", "x256x256")):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 calls.both(case, dtype)
-    calls.both(decoding.CASES[0], torch.float32)
+    of_ctc = (case for case in (*ctc.CASES, *ctc.BEAMS) if case.label == "strided")
+    for case in (decoding.CASES[0], absorbing.STEPS[0], masked_decode.CASES[0], *of_ctc):
+        calls.both(case, torch.float32)
     for case in attention_rows.CASES:
         if case.label in ("9x123-near", "odd-plain", "1x2x9x128-plain"):
             calls.both(case, torch.float32)

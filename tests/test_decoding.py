@@ -18,6 +18,7 @@ from mmkern.reference.decoding import Filter
 from tests import contract
 from tests.cases.case import Case
 from tests.cases.decoding import CASES, row_of_filters
+from tests.draws import chi_square
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 RUNS = [
@@ -117,19 +118,6 @@ def test_the_kept_set_is_that_of_a_sort_in_float64(asked: dict[str, Any], ties: 
 
 
 # ---- What is drawn ---------------------------------------------------------------------------------------------------
-
-
-def chi_square(counts: Tensor, p: Tensor) -> float:
-    """The probability of counts as far from p as these; tokens that are expected less than 5 times count as one."""
-    expected = counts.sum() * p
-    assert counts[expected == 0].sum() == 0
-    is_rare = expected < 5
-    expected = torch.cat([expected[~is_rare], expected[is_rare].sum()[None]])
-    found = torch.cat([counts[~is_rare], counts[is_rare].sum()[None]])
-    is_there = expected > 0
-    statistic = ((found - expected)[is_there] ** 2 / expected[is_there]).sum()
-    freedom = (is_there.sum() - 1).double()
-    return float(torch.special.gammaincc(freedom / 2, statistic / 2))
 
 
 @pytest.mark.parametrize("given", [{}, {"top_k": 4}, {"top_p": 0.8}, {"temperature": 0.6}], ids=str)

@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-FAMILIES = ("attention", "contrastive", "decoding", "diffusion", "modulation", "retrieval", "vocabulary")
+FAMILIES = (
+    "attention",
+    "contrastive",
+    "ctc",
+    "decoding",
+    "diffusion",
+    "modulation",
+    "quantization",
+    "retrieval",
+    "vocabulary",
+)
 RUN = (
     "README.md",
     *(f"docs/{name}.md" for name in FAMILIES),

@@ -21,7 +21,15 @@ FAMILIES = ("hyperbolic", "attention", "attention_rows", "modulation", "gated", 
 SUITES = tuple(f"tests/test_{family}.py" for family in FAMILIES)
 TRITON_ALONE = tuple(
     f"tests/test_{family}.py"
-    for family in ("attention_varlen", "multi_source", "group_norm", "contrastive", "retrieval", "vocabulary")
+    for family in (
+        "attention_varlen",
+        "multi_source",
+        "group_norm",
+        "contrastive",
+        "quantization",
+        "retrieval",
+        "vocabulary",
+    )
 )
 _OF_GPUS = "(test_forward or test_backward) and not float64"
 SANITIZED = "float32 and (9x123 or many or bias)"

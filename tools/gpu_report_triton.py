@@ -7,6 +7,7 @@ a launch would compile, with the same constants, warps and divisibility attribut
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -21,16 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools import (
-    gpu_report_contrastive,
-    gpu_report_decoding,
-    gpu_report_passes,
-    gpu_report_retrieval,
-    gpu_report_vocabulary,
-)
 from tools.gpu_report_contrastive import CHOICES, LOG_SUMS, SEVERAL_BLOCKS, SIGMOID, contrastive_call
-from tools.gpu_report_decoding import DECODING, decoding_call
+from tools.gpu_report_decoding import DECODING, DECODING_VARIANTS, decoding_call
 from tools.gpu_report_passes import AFFINE, LOSS, PASSES, passes_call
+from tools.gpu_report_quantization import QUANTIZATION, QUANTIZATION_VARIANTS, quantization_call
 from tools.gpu_report_retrieval import RETRIEVAL, retrieval_call
 from tools.gpu_report_rows import MULTIPROCESSORS, KernelRow, cache_folder, occupancy, write_atomically
 from tools.gpu_report_vocabulary import VOCABULARY, vocabulary_call
@@ -72,16 +67,15 @@ _VALUE = ("lorentz_distance", "poincare_distance", "lorentz_exterior_angle", "lo
 ROW_WISE = (*_RADIAL, *_PAIR, *_VALUE, "lorentz_half_aperture", "lorentz_parallel_transport", "lorentz_centroid")
 PAIRWISE = ("lorentz_pairwise_inner", "lorentz_pairwise_distance", "poincare_pairwise_distance")
 ATTENTION, PACKED, SOURCES = "cross_attention", "cross_attention_varlen", "multi_source_attention"
-# Of rotations: whether they normalize, and interleave; those leave half a head as it is.
 MERGE = "merge_attention"
-NORM, GATED_NORM = "ada_layer_norm", "residual_ada_layer_norm"
-GROUP_NORM = "group_norm_act"
-OF_TILES = (*LOG_SUMS, *CHOICES, *SIGMOID, *RETRIEVAL, *VOCABULARY)
+NORM, GATED_NORM, GROUP_NORM = "ada_layer_norm", "residual_ada_layer_norm", "group_norm_act"
+OF_TILES = (*LOG_SUMS, *CHOICES, *SIGMOID, *QUANTIZATION, *RETRIEVAL, *VOCABULARY)
 # How a variant of one of these is launched, and what it reads and writes: written beside their names.
 CALLS = {
     **dict.fromkeys(PASSES, passes_call),
     **dict.fromkeys((*LOG_SUMS, *CHOICES, *SIGMOID), contrastive_call),
     **dict.fromkeys(DECODING, decoding_call),
+    **dict.fromkeys(QUANTIZATION, quantization_call),
     **dict.fromkeys(RETRIEVAL, retrieval_call),
     **dict.fromkeys(VOCABULARY, vocabulary_call),
 }
@@ -98,6 +92,7 @@ STEPS = {
         "limits each",
     ),
 }
+# Whether they normalize, and interleave; those leave half a head as it is.
 ROTATIONS = {
     "rotary_embedding": (False, False),
     "rotary_embedding, interleaved": (False, True),
@@ -136,7 +131,7 @@ def variants(everything: bool = False) -> list[Variant]:
     found += [Variant(op, "float16", rows=512) for op in SIGMOID]
     found += [Variant(LOG_SUMS[0], "bfloat16", depth=256, backward=True, rows=SEVERAL_BLOCKS)]
     found += [Variant(op, "bfloat16", 256, True) for op in (MERGE, *ROTATIONS)]
-    found += [Variant(op, dtype, 32000) for op in DECODING for dtype in ("float32", "bfloat16")]
+    found += [Variant(*each) for each in (*DECODING_VARIANTS, *QUANTIZATION_VARIANTS)]
     # Rows that are not copied by 16 bytes.
     found += [Variant(op, "bfloat16", 123, rows=512) for op in (LOG_SUMS[0], SIGMOID[0], *RETRIEVAL)]
     found += [Variant(op, "bfloat16", 123, True, 512) for op in (PAIRWISE[0], LOG_SUMS[-1], CHOICES[0])]
@@ -539,11 +534,7 @@ def _key(variant: Variant, target: str) -> str:
         *(ROOT / "kernels").glob("*.py"),
         *(ROOT / "mmkern" / "reference").glob("*.py"),
         Path(__file__),
-        Path(gpu_report_passes.__file__),
-        Path(gpu_report_contrastive.__file__),
-        Path(gpu_report_decoding.__file__),
-        Path(gpu_report_retrieval.__file__),
-        Path(gpu_report_vocabulary.__file__),
+        *{Path(inspect.getfile(each)) for each in CALLS.values()},
     ]
     for path in sorted(sources):
         key.update(path.read_bytes())
@@ -553,11 +544,8 @@ def _key(variant: Variant, target: str) -> str:
 def _small(variant: Variant) -> Variant:
     """Of attention one tile of queries, but as many tiles of keys as take the same kernels; of others that walk down
     rows, several walks."""
-    rows = {
-        **dict.fromkeys((*PAIRWISE, *OF_TILES, *AFFINE, LOSS), 128),
-        ATTENTION: 16,
-        PACKED: 16,
-    }.get(variant.op, 8)
+    of_tiles = dict.fromkeys((*PAIRWISE, *OF_TILES, *AFFINE, LOSS), 128)
+    rows = {**of_tiles, ATTENTION: 16, PACKED: 16}.get(variant.op, 8)
     has_bias = variant.op == ATTENTION and variant.masked and not variant.keys
     several = 0 if variant.op not in (ATTENTION, PACKED) or has_bias else 176
     return replace(variant, rows=min(variant.rows, rows), keys=variant.keys or several)

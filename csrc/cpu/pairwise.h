@@ -211,13 +211,6 @@ struct Weights {
   static int64_t blocks_of_rows(int64_t n) { return blocks_of(n, TileShape<T>::block_rows); }
 };
 
-template <class T>
-Vec<T> lane_indices() {
-  Vec<T> v(T(0));
-  for (int i = 0; i < Vec<T>::size; ++i) v.set(i, T(i));
-  return v;
-}
-
 // The tile loop over products of x and y, or, where these are kept, over them as they lie.
 template <class T, class F>
 void for_each_tile(const Rows<const T>& x, const Rows<const T>& y, const Rows<const T>& kept, int threads, F f) {

@@ -17,21 +17,23 @@ struct PhiloxBlock {
   // counter(i) is the i-th counter.
   template <class F>
   MMKERN_FN void fill(uint64_t seed, F counter) {
-    constexpr int N = kLanes<double>, R = kCounters / N;
+    constexpr int N = kLanes<double>, R = 2;  // registers at once: two chains, and all that they need has room
     alignas(64) uint64_t counters[kCounters];
     for (int i = 0; i < kCounters; ++i) counters[i] = counter(i);
-    NativeWide a[R], b[R], c[R], d[R];
-    for (int r = 0; r < R; ++r) {
-      load_native<uint64_t, N>(a[r], counters + r * N);
-      b[r] = a[r] >> 32;
-      c[r] = d[r] = NativeWide{};
+    for (int i = 0; i < kCounters; i += R * N) {
+      NativeWide a[R], b[R], c[R], d[R];
+      for (int r = 0; r < R; ++r) {
+        load_native<uint64_t, N>(a[r], counters + i + r * N);
+        b[r] = a[r] >> 32;
+        c[r] = d[r] = NativeWide{};
+      }
+      PhiloxKey key(seed);
+      for (int round = 0; round < kPhiloxRounds; ++round, key.next())
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) philox_round(key, a[r], b[r], c[r], d[r]);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) put(a[r], b[r], c[r], d[r], word + 4 * (i + r * N), LaneList<__integer_pack(N)...>{});
     }
-    PhiloxKey key(seed);
-    for (int round = 0; round < kPhiloxRounds; ++round, key.next())
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) philox_round(key, a[r], b[r], c[r], d[r]);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) put(a[r], b[r], c[r], d[r], word + 4 * r * N, LaneList<__integer_pack(N)...>{});
   }
 
  private:

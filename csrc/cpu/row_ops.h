@@ -98,6 +98,13 @@ MMKERN_FN void with_count(int n, F f) {
   if constexpr (kMost > 1) with_count<kMost - 1>(n, f);
 }
 
+template <class T>
+Vec<T> lane_indices() {
+  Vec<T> v(T(0));
+  for (int i = 0; i < Vec<T>::size; ++i) v.set(i, T(i));
+  return v;
+}
+
 // A place in a row: a whole vector, or the last lanes.
 template <class T, bool kStream = false>
 struct At {

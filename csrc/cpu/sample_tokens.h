@@ -7,7 +7,7 @@
 
 #include <optional>
 
-#include "random.h"
+#include "race.h"
 #include "selection.h"
 #include "topk.h"
 
@@ -41,7 +41,7 @@ template <class T>
 struct Request {
   const T* filters;
   Words history, allowed;
-  uint64_t key, first;  // counter
+  RandomRow random;
 };
 
 // One thread's room for rows of n logits.
@@ -58,13 +58,21 @@ class Sampler {
     if (filters[filter::kTopP] < 1) keep_mass(filters[filter::kTopP] * mass_);
     if (filters[filter::kMinP] > 0) keep_likely(filters[filter::kMinP]);
     if (filters[filter::kTypicalP] < 1) keep_typical(filters[filter::kTypicalP]);
-    const int64_t chosen = filters[filter::kTemperature] == 0 ? likeliest() : race(request);
-    return {T(double(shifted(logits_.data[chosen])) - __builtin_log(mass())), token(chosen)};
+    chosen_ = filters[filter::kTemperature] == 0 ? likeliest() : race(request);
+    return {T(double(shifted(logits_.data[chosen_])) - __builtin_log(mass())), token(chosen_)};
+  }
+
+  // Of the token that was drawn last, among the k largest at a temperature of 1.
+  T untempered_log_prob() const {
+    const Vec<T> largest(largest_);
+    WideSum<T> sum;
+    for (int64_t i = 0; i < count_; i += W) sum.add(exp_flushed(Vec<T>::load(logits_.data + i) - largest));
+    return T(double(logits_.data[chosen_]) - double(largest_) - __builtin_log(sum.total()));
   }
 
  private:
   static constexpr int W = Vec<T>::size;
-  static constexpr int64_t kFew = 256, kBlock = 4 * PhiloxBlock::kCounters;
+  static constexpr int64_t kFew = 256, kBlock = Race<T>::kBlock;
   static constexpr int64_t kMargin = kFew + kBlock;
 
   // For topk::Best.
@@ -194,27 +202,11 @@ class Sampler {
 
   // Of the largest ones.
   void keep_count(int64_t k) {
-    drop(selection_.find(logits_.data, nullptr, count_, double(k)), logits_.data, minus_infinity<T>());
+    drop_below(selection_.find(logits_.data, nullptr, count_, double(k)), logits_.data, count_, logits_.data,
+               minus_infinity<T>());
   }
   void keep_mass(double least) {
-    drop(selection_.find(logits_.data, weights_.data, count_, least), weights_.data, T(0));
-  }
-
-  // Scalar: for (i < count_) if (logits[i] is below the boundary) to[i] = dropped;
-  void drop(Boundary<T> boundary, T* to, T dropped) {
-    const Vec<T> bound(boundary.key), none(dropped);
-    for (int64_t i = 0; i < count_; i += W) {
-      const Vec<T> key = Vec<T>::load(logits_.data + i);
-      if (any(key == bound)) {
-        for (int lane = 0; lane < W; ++lane) {
-          const bool is_tie = key[lane] == boundary.key;
-          if (!(key[lane] > boundary.key) && !(is_tie && boundary.ties > 0)) to[i + lane] = dropped;
-          boundary.ties -= is_tie;
-        }
-      } else {
-        select(key > bound, Vec<T>::load(to + i), none).store(to + i);
-      }
-    }
+    drop_below(selection_.find(logits_.data, weights_.data, count_, least), logits_.data, count_, weights_.data, T(0));
   }
 
   void keep_likely(T least) {
@@ -255,57 +247,22 @@ class Sampler {
     return i;
   }
 
-  // The first of the largest weight / exponential number.
   int64_t race(const Request<T>& request) const {
-    int64_t winner = 0;
-    T best = T(-1);
-    for (int64_t begin = 0; begin < count_; begin += kBlock) {
-      if (!has_weight(begin)) continue;
-      alignas(64) T scores[kBlock];
-      if (!score(request, begin, best, scores)) continue;
-      Vec<T> top = Vec<T>::load(scores);
-      for (int64_t i = W; i < kBlock; i += W) top = max(top, Vec<T>::load(scores + i));
-      if (!(max_of(top) > best)) continue;
-      best = max_of(top);
-      for (winner = begin; !(scores[winner - begin] == best);) ++winner;
+    Race<T> race;
+    for (int64_t begin = 0; begin < count_; begin += kBlock)
+      race.enter(weights_.data + begin, begin, [&](PhiloxBlock& words) { make_words(request, begin, words); });
+    return race.winner();
+  }
+
+  void make_words(const Request<T>& request, int64_t begin, PhiloxBlock& words) const {
+    if (!are_few_) return Race<T>::make_words(request.random, begin, words);
+    PhiloxBlock made;
+    for (unsigned& word : words.word) word = 0;
+    for (int64_t at = 0; at < kBlock && begin + at < count_; at += PhiloxBlock::kCounters) {
+      const int64_t* const tokens = tokens_ + begin + at;
+      made.fill(request.random.key, [&](int i) { return request.random.first + uint64_t(tokens[i]) / 4; });
+      for (int i = 0; i < PhiloxBlock::kCounters; ++i) words.word[at + i] = made.word[4 * i + tokens[i] % 4];
     }
-    return winner;
-  }
-
-  bool has_weight(int64_t begin) const {
-    Vec<T> most(T(0));
-    for (int64_t i = begin; i < begin + kBlock; i += W) most = max(Vec<T>::load(weights_.data + i), most);
-    return max_of(most) > 0;
-  }
-
-  // Of a block; false where none can be better than the best: E is at least the uniform number that it is made of.
-  bool score(const Request<T>& request, int64_t begin, T best, T* scores) const {
-    alignas(64) T v[kBlock];
-    PhiloxBlock words;
-    if (are_few_) {
-      for (T& each : v) each = T(0.5);
-      for (int64_t at = 0; at < kBlock && begin + at < count_; at += PhiloxBlock::kCounters) {
-        const int64_t* const tokens = tokens_ + begin + at;
-        words.fill(request.key, [&](int i) { return request.first + uint64_t(tokens[i]) / 4; });
-        for (int i = 0; i < PhiloxBlock::kCounters; ++i) v[at + i] = T(uniform_of(words.word[4 * i + tokens[i] % 4]));
-      }
-    } else {
-      words.fill(request.key, [&](int i) { return request.first + uint64_t(begin / 4 + i); });
-      for (int i = 0; i < kBlock; ++i) v[i] = T(uniform_of(words.word[i]));
-    }
-    const Vec<T> bar(best * (T(1) - T(0x1p-20)));  // less what rounding takes
-    auto hopeful = bar < bar;
-    for (int64_t i = 0; i < kBlock; i += W)
-      hopeful = hopeful | (Vec<T>::load(weights_.data + begin + i) > bar * Vec<T>::load(v + i));
-    if (!any(hopeful)) return false;
-    for (int64_t i = 0; i < kBlock; i += W)
-      (Vec<T>::load(weights_.data + begin + i) / -log1p(-Vec<T>::load(v + i))).store(scores + i);
-    return true;
-  }
-
-  static float uniform_of(unsigned word) {
-    const float v = float(word) * 0x1p-32f + 0x1p-33f;
-    return v < 1 - 0x1p-24f ? v : 1 - 0x1p-24f;
   }
 
   // Room for what is told in double.
@@ -318,6 +275,7 @@ class Sampler {
 
   const int64_t n_;
   int64_t count_ = 0;  // tokens that are looked at
+  int64_t chosen_ = 0;
   bool are_few_ = false;
   T largest_ = 0, inverse_ = 1;
   double mass_ = 0;  // of all weights
@@ -343,9 +301,11 @@ void run(const Call& call) {
     for (int64_t b = first; b < last; ++b) {
       const int64_t* const seed = seeds[shares_seed ? 0 : b];
       const int64_t before = shares_seed ? b * blocks_of(logits.cols, int64_t(4)) : 0;
-      const Drawn<T> drawn = sampler.draw(
-          logits[b], Request<T>{filters[shares_filters ? 0 : b], words_of_row(call[3], b), words_of_row(call[4], b),
-                                uint64_t(seed[0]), uint64_t(seed[1]) + uint64_t(before)});
+      const Drawn<T> drawn =
+          sampler.draw(logits[b], Request<T>{filters[shares_filters ? 0 : b],
+                                             words_of_row(call[3], b),
+                                             words_of_row(call[4], b),
+                                             {uint64_t(seed[0]), uint64_t(seed[1]) + uint64_t(before)}});
       log_probs.set(b, drawn.log_prob);
       tokens.set(b, drawn.token);
     }

@@ -86,6 +86,10 @@ struct Into {
   }
 };
 
+// Whether a sink takes the sums of a row of a register tile at once, and not a vector at a time.
+template <class Sink>
+inline constexpr bool takes_rows = false;
+
 // Scalar: for (i < rows) for (j < kVecs * W) into(i0 + i, j0 + j, Σ_k x[i][k] * y[k][j]), k in [0, depth)
 // x[i][k] lies at i * kRow + k * kDepth, y[k][j] at k * y_stride + j.
 template <class T, int rows, int kVecs, int kRow, int kDepth, class Sink>
@@ -106,8 +110,12 @@ MMKERN_FN void register_tile(const T* x, const T* y, int64_t y_stride, int64_t d
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i)
-    for (int v = 0; v < kVecs; ++v) into(i0 + i, j0 + v * W, acc[i][v]);
+  for (int i = 0; i < rows; ++i) {
+    if constexpr (takes_rows<Sink>)
+      into(i0 + i, j0, acc[i]);
+    else
+      for (int v = 0; v < kVecs; ++v) into(i0 + i, j0 + v * W, acc[i][v]);
+  }
 }
 
 // Such tiles from column j on, one below the other.
@@ -261,17 +269,19 @@ __attribute__((noinline)) void fill_block(const T* xs, int64_t rows, const T* ys
         WithAhead<Into<T>>{{block, ld, k != 0}, ahead});
 }
 
-// Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of
-// x[i0 + r] and y[j0 + c] in T.
-//
-// Blocks are at most TileShape<T>::block_rows x block_cols and start at multiples of these. The blocks of one i0 come
-// in the order of j0, one at a time; those of different i0 may run on different threads. The tile is the epilogue's to
-// overwrite. Its rows are aligned to a vector, and the lanes from cols to the next whole vector can be read and written
-// (they hold products with a row of zeros). The epilogue must not call score_tiles.
-//
-// X and Y are Rows<const S>, or Columns<const S> where the transpose is what lies in memory.
-template <class T, class X, class Y, class Epilogue>
-inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
+// Rows [i0, i0 + rows) of X and columns [j0, j0 + cols) of S, packed: what pack_rows and pack_columns leave.
+template <class T>
+struct PackedBlock {
+  int64_t i0, rows, padded_rows;
+  const T* xs;
+  int64_t j0, cols;
+  const T* ys;
+};
+
+// Calls f(block) for blocks that cover S: panels of columns in their order, and block_rows rows at a time. The blocks
+// of one i0 come one at a time; those of different i0 may run on different threads. f must not call packed_blocks.
+template <class T, class X, class Y, class F>
+inline void packed_blocks(X x, Y y, int threads, F&& f) {
   using Shape = TileShape<T>;
   const int64_t D = x.cols;
   const int64_t fma_per_operation = Vec<T>::size;
@@ -293,16 +303,34 @@ inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
       const int64_t i0 = b * Shape::block_rows, rows = smaller(Shape::block_rows, x.rows - i0);
       const int64_t padded_rows = up_to(Shape::row_step, rows);
       T* const xs = packed_rows.reserve<T>(padded_rows * up_to(Shape::depth, D));
-      T* const block = cache_block.reserve<T>(Shape::block_rows * Shape::block_stride);
       pack_rows(x, i0, padded_rows, xs);
-      for (int64_t j = 0; j < cols; j += Shape::block_cols) {
-        const int64_t width = smaller(Shape::block_cols, cols - j);
-        fill_block(xs, padded_rows, ys + j * D, width, D, block);
-        epilogue(i0, panel + j, int(rows), int(width), block, int64_t(Shape::block_stride));
-      }
-      store_fence();
+      f(PackedBlock<T>{i0, rows, padded_rows, xs, panel, cols, ys});
     });
   }
+}
+
+// Calls epilogue(i0, j0, rows, cols, tile, ld) for blocks that cover S, where tile[r * ld + c] is the inner product of
+// x[i0 + r] and y[j0 + c] in T.
+//
+// Blocks are at most TileShape<T>::block_rows x block_cols and start at multiples of these. The blocks of one i0 come
+// in the order of j0, one at a time; those of different i0 may run on different threads. The tile is the epilogue's to
+// overwrite. Its rows are aligned to a vector, and the lanes from cols to the next whole vector can be read and written
+// (they hold products with a row of zeros). The epilogue must not call score_tiles.
+//
+// X and Y are Rows<const S>, or Columns<const S> where the transpose is what lies in memory.
+template <class T, class X, class Y, class Epilogue>
+inline void score_tiles(X x, Y y, int threads, Epilogue&& epilogue) {
+  using Shape = TileShape<T>;
+  const int64_t D = x.cols;
+  packed_blocks<T>(x, y, threads, [&](const PackedBlock<T>& b) {
+    T* const block = cache_block.reserve<T>(Shape::block_rows * Shape::block_stride);
+    for (int64_t j = 0; j < b.cols; j += Shape::block_cols) {
+      const int64_t width = smaller(Shape::block_cols, b.cols - j);
+      fill_block(b.xs, b.padded_rows, b.ys + j * D, width, D, block);
+      epilogue(b.i0, b.j0 + j, int(b.rows), int(width), block, int64_t(Shape::block_stride));
+    }
+    store_fence();
+  });
 }
 
 }  // namespace MMKERN_ISA

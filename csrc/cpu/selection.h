@@ -13,6 +13,25 @@ struct Boundary {
   int64_t ties;
 };
 
+// Scalar: for (i < n) if (keys[i] is below the boundary) to[i] = dropped;  with room for whole vectors
+template <class T>
+void drop_below(Boundary<T> boundary, const T* keys, int64_t n, T* to, T dropped) {
+  constexpr int W = Vec<T>::size;
+  const Vec<T> bound(boundary.key), none(dropped);
+  for (int64_t i = 0; i < n; i += W) {
+    const Vec<T> key = Vec<T>::load(keys + i);
+    if (any(key == bound)) {
+      for (int lane = 0; lane < W; ++lane) {
+        const bool is_tie = key[lane] == boundary.key;
+        if (!(key[lane] > boundary.key) && !(is_tie && boundary.ties > 0)) to[i + lane] = dropped;
+        boundary.ties -= is_tie;
+      }
+    } else {
+      select(key > bound, Vec<T>::load(to + i), none).store(to + i);
+    }
+  }
+}
+
 // Room for rows of up to so many numbers.
 //
 // Numbers are held against the mean of those among which the boundary is, and those on its side go on: after the k-th

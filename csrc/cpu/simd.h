@@ -122,6 +122,13 @@ struct Mask {
     return any_lane(a.r[0]);
   }
   friend MMKERN_FN bool all(Mask a) { return !any(!a); }
+  // Scalar: for (i < size) bits |= uint64_t(a[i]) << i;
+  friend MMKERN_FN uint64_t bits_of(Mask a) {
+    constexpr int kLane = int(sizeof(Native) / sizeof(a.r[0][0]));
+    uint64_t bits = 0;
+    for (int k = 0; k < R; ++k) bits |= uint64_t(lane_bits(a.r[k])) << (k * kLane);
+    return bits;
+  }
 };
 
 template <class T, int R = 1>
@@ -276,30 +283,49 @@ struct Vec {
 template <int... L>
 struct LaneList {};
 
+template <int kWhich, int... L>
+MMKERN_FN native_t<double, kLanes<double>> half_in_double(Vec<float> v, LaneList<L...>) {
+  constexpr int kHalf = kLanes<double>;
+  const auto half = __builtin_shufflevector(v.r[0], v.r[0], (L + kWhich * kHalf)...);
+  return __builtin_convertvector(half, native_t<double, kHalf>);
+}
+
+// The same numbers in double.
+template <int kHalf = kLanes<double>>
+MMKERN_FN Vec<double, 2> in_double(Vec<float> v) {
+  constexpr LaneList<__integer_pack(kHalf)...> lanes;
+  Vec<double, 2> wide;
+  wide.r[0] = half_in_double<0>(v, lanes);
+  wide.r[1] = half_in_double<1>(v, lanes);
+  return wide;
+}
+MMKERN_FN Vec<double> in_double(Vec<double> v) { return v; }
+
+template <int... L>
+MMKERN_FN NativeFloat joined(native_t<double, kLanes<double>> low, native_t<double, kLanes<double>> high,
+                             LaneList<L...>) {
+  using Half = native_t<float, kLanes<double>>;
+  return __builtin_shufflevector(__builtin_convertvector(low, Half), __builtin_convertvector(high, Half), L...);
+}
+
+// Rounded to the type of sums.
+template <int kWhole = kLanes<float>>
+MMKERN_FN Vec<float> rounded(Vec<double, 2> v) {
+  Vec<float> single;
+  single.r[0] = joined(v.r[0], v.r[1], LaneList<__integer_pack(kWhole)...>{});
+  return single;
+}
+MMKERN_FN Vec<double> rounded(Vec<double> v) { return v; }
+
 // A sum in double.
 template <class T>
 class WideSum {
  public:
-  MMKERN_FN void add(Vec<T> v) {
-    if constexpr (sizeof(T) == sizeof(double)) {
-      sums_.r[0] += v.r[0];
-    } else {
-      add_half<0>(v, LaneList<__integer_pack(kHalf)...>{});
-      add_half<1>(v, LaneList<__integer_pack(kHalf)...>{});
-    }
-  }
+  MMKERN_FN void add(Vec<T> v) { sums_ += in_double(v); }
   MMKERN_FN double total() const { return sum(sums_); }
 
  private:
-  static constexpr int kHalf = kLanes<double>;
-
-  template <int kWhich, int... L>
-  MMKERN_FN void add_half(Vec<T> v, LaneList<L...>) {
-    const auto half = __builtin_shufflevector(v.r[0], v.r[0], (L + kWhich * kHalf)...);
-    sums_.r[kWhich] += __builtin_convertvector(half, native_t<double, kHalf>);
-  }
-
-  Vec<double, 2> sums_ = 0.0;
+  decltype(in_double(Vec<T>())) sums_ = 0.0;
 };
 
 template <int Step, class Native, int... L>

@@ -29,19 +29,20 @@ MMKERN_FN NativeFloat dot_pairs_lanes(NativeFloat a, NativeFloat b, NativeFloat 
   __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
   return c;
 }
-MMKERN_FN bool any_lane(NativeInt m) { return _mm512_movepi32_mask((__m512i)m) != 0; }
-MMKERN_FN bool any_lane(NativeLong m) { return _mm512_movepi64_mask((__m512i)m) != 0; }
+MMKERN_FN uint32_t lane_bits(NativeInt m) { return uint32_t(_mm512_movepi32_mask((__m512i)m)); }
+MMKERN_FN uint32_t lane_bits(NativeLong m) { return uint32_t(_mm512_movepi64_mask((__m512i)m)); }
 MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
   return (NativeWide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
 }
 MMKERN_FN int compress_lanes(NativeFloat v, NativeInt m, float* to) {
-  const __mmask16 taken = _mm512_movepi32_mask((__m512i)m);
-  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(taken, v));  // to memory, some machines compress a lane at a time
+  const uint32_t taken = lane_bits(m);
+  _mm512_storeu_ps(
+      to, _mm512_maskz_compress_ps(__mmask16(taken), v));  // to memory, some machines compress a lane at a time
   return __builtin_popcount(taken);
 }
 MMKERN_FN int compress_lanes(NativeDouble v, NativeLong m, double* to) {
-  const __mmask8 taken = _mm512_movepi64_mask((__m512i)m);
-  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(taken, v));
+  const uint32_t taken = lane_bits(m);
+  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(__mmask8(taken), v));
   return __builtin_popcount(taken);
 }
 
@@ -55,8 +56,8 @@ MMKERN_FN NativeFloat max_lanes(NativeFloat a, NativeFloat b) { return _mm256_ma
 MMKERN_FN NativeDouble max_lanes(NativeDouble a, NativeDouble b) { return _mm256_max_pd(a, b); }
 MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm256_min_ps(a, b); }
 MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm256_min_pd(a, b); }
-MMKERN_FN bool any_lane(NativeInt m) { return _mm256_movemask_ps((__m256)m) != 0; }
-MMKERN_FN bool any_lane(NativeLong m) { return _mm256_movemask_pd((__m256d)m) != 0; }
+MMKERN_FN uint32_t lane_bits(NativeInt m) { return uint32_t(_mm256_movemask_ps((__m256)m)); }
+MMKERN_FN uint32_t lane_bits(NativeLong m) { return uint32_t(_mm256_movemask_pd((__m256d)m)); }
 MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
   return (NativeWide)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 }
@@ -71,8 +72,8 @@ MMKERN_FN NativeFloat max_lanes(NativeFloat a, NativeFloat b) { return _mm_max_p
 MMKERN_FN NativeDouble max_lanes(NativeDouble a, NativeDouble b) { return _mm_max_pd(a, b); }
 MMKERN_FN NativeFloat min_lanes(NativeFloat a, NativeFloat b) { return _mm_min_ps(a, b); }
 MMKERN_FN NativeDouble min_lanes(NativeDouble a, NativeDouble b) { return _mm_min_pd(a, b); }
-MMKERN_FN bool any_lane(NativeInt m) { return _mm_movemask_ps((__m128)m) != 0; }
-MMKERN_FN bool any_lane(NativeLong m) { return _mm_movemask_pd((__m128d)m) != 0; }
+MMKERN_FN uint32_t lane_bits(NativeInt m) { return uint32_t(_mm_movemask_ps((__m128)m)); }
+MMKERN_FN uint32_t lane_bits(NativeLong m) { return uint32_t(_mm_movemask_pd((__m128d)m)); }
 MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
   return (NativeWide)_mm_mul_epu32((__m128i)a, (__m128i)b);
 }
@@ -104,6 +105,20 @@ MMKERN_FN NativeWide multiply_low_words(NativeWide a, NativeWide b) {
 
 #else
 #error "simd.h knows x86-64 and aarch64"
+#endif
+
+#if defined(__aarch64__)
+template <class Mask>
+MMKERN_FN uint32_t lane_bits(Mask m) {
+  uint32_t bits = 0;
+  for (int i = 0; i < int(sizeof(m) / sizeof(m[0])); ++i) bits |= uint32_t(m[i] & 1) << i;
+  return bits;
+}
+#else
+template <class Mask>
+MMKERN_FN bool any_lane(Mask m) {
+  return lane_bits(m) != 0;
+}
 #endif
 
 #if !defined(MMKERN_AVX512)
@@ -267,6 +282,7 @@ MMKERN_FN void store_fence() {
 
 MMKERN_FN void load_lanes(NativeFloat& v, const float* p) { load_native<float, kLanes<float>>(v, p); }
 MMKERN_FN void load_lanes(NativeDouble& v, const double* p) { load_native<double, kLanes<double>>(v, p); }
+MMKERN_FN void load_lanes(NativeLong& v, const int64_t* p) { load_native<int64_t, kLanes<int64_t>>(v, p); }
 template <class S>
 MMKERN_FN void load_lanes(NativeFloat& v, const S* p) {
   NativeShort raw;

@@ -60,7 +60,7 @@ class Backend:
         reasons = []
         if lead.device.type != self.device:
             reasons.append(f"runs on {self.device}, the input is on {lead.device.type}")
-        if lead.dtype not in self.dtypes:
+        if lead.is_floating_point() and lead.dtype not in self.dtypes:
             reasons.append(f"has no {lead.dtype} kernel")
         missing = self.missing()
         if missing:

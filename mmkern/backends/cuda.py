@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from mmkern.backends import (
+    cuda_absorbing,
     cuda_attention,
     cuda_attention_rows,
+    cuda_ctc,
     cuda_decoding,
     cuda_diffusion,
     cuda_gated,
     cuda_group_norm,
+    cuda_masked_decode,
     cuda_modulation,
 )
 from mmkern.backends.cuda_contrastive import LOG_SUM_OPS
@@ -304,7 +307,12 @@ KERNELS: dict[str, Callable[..., None]] = {
     "gated_activation_backward": cuda_gated.gated_activation_backward,
     "group_norm_act": cuda_group_norm.group_norm_act,
     "group_norm_act_backward": cuda_group_norm.group_norm_act_backward,
+    "collapse_repeats": cuda_ctc.collapse_repeats,
+    "ctc_beam_decode": cuda_ctc.ctc_beam_decode,
+    "ctc_greedy_decode": cuda_ctc.ctc_greedy_decode,
+    "masked_decode_step": cuda_masked_decode.masked_decode_step,
     "sample_tokens": cuda_decoding.sample_tokens,
+    "absorbing_step": cuda_absorbing.absorbing_step,
     "denoise_step": cuda_diffusion.denoise_step,
     "multistep": cuda_diffusion.multistep,
     "corrected_step": cuda_diffusion.corrected_step,

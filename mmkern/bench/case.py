@@ -74,7 +74,7 @@ class Family:
     ``with_peer``. ``flops(op, backward)`` are the additions and multiplications for each of the product of the sizes.
     ``yardstick(op)`` is what the machine is asked for at that size: a copy, or the product x yᵀ of ``product(args)``.
     ``few`` takes of an argument what the oracle can compute in a second. ``made_of`` names the op whose kernels another
-    one runs, where that has none of its own.
+    one runs, where that has none of its own; "" where it runs PyTorch's.
     """
 
     name: str

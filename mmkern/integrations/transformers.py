@@ -1,7 +1,8 @@
-"""``attn_implementation="mmkern"`` for the models of transformers.
+"""``attn_implementation="mmkern"`` for the models of transformers, and a sampler for their ``generate()``.
 
 mmkern.integrations.transformers.register()
 model = CLIPModel.from_pretrained(name, attn_implementation="mmkern")
+model.generate(**inputs, do_sample=False, logits_processor=[FusedSampler(temperature=0.8, top_p=0.9)])
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from mmkern.ops.attention import cross_attention
+
+from .transformers_sampling import FusedSampler as FusedSampler
 
 NAME = "mmkern"
 

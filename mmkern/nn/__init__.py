@@ -2,5 +2,16 @@
 
 from .cross_attention import CrossAttention
 from .modulation import AdaLayerNormContinuous, AdaLayerNormZero, FiLM, GroupNormAct, RMSNorm
+from .quantization import FactorizedResidualVQ, ResidualVQ, VectorQuantizer
 
-__all__ = ["AdaLayerNormContinuous", "AdaLayerNormZero", "CrossAttention", "FiLM", "GroupNormAct", "RMSNorm"]
+__all__ = [
+    "AdaLayerNormContinuous",
+    "AdaLayerNormZero",
+    "CrossAttention",
+    "FactorizedResidualVQ",
+    "FiLM",
+    "GroupNormAct",
+    "RMSNorm",
+    "ResidualVQ",
+    "VectorQuantizer",
+]

@@ -124,7 +124,7 @@ class Op:
             return self._registered(args)
         if self._kernel(self.name, args) is None:
             return self.reference(*args)  # type: ignore[no-any-return]
-        if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if not self.differentiable or not needs_gradient(*args):
             return self.run(*args)
         with torch.no_grad():
             out = self.run(*args)
@@ -285,7 +285,10 @@ class Op:
             formula = self.from_indices if outs and self.from_indices else self.reference
             results = in_tuple(formula(*full, *(outs if formula is self.from_indices else ())))[: self.differentiable]
             chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(results, chosen, grads, create_graph=create_graph, allow_unused=True))
+            # An output may depend on none of those that are wanted.
+            dependent = [(out, grad) for out, grad in zip(results, grads, strict=True) if out.requires_grad]
+            roots, given = zip(*dependent, strict=True)
+            found = iter(torch.autograd.grad(roots, chosen, given, create_graph=create_graph, allow_unused=True))
         return [next(found) if want else None for want in wanted]
 
     def _kernel(self, name: str, args: Sequence[Any]) -> backends.Kernel | None:
@@ -378,6 +381,16 @@ def needs_gradient(*args: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
+def may_make_gradients(*args: Tensor | None) -> bool:
+    """Whether an op whose CPU kernel makes gradients in forward takes a call, in which some of ``args`` need theirs."""
+    x = args[0]
+    if x is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if not needs_gradient(*args) or is_dynamo_compiling():
+        return needs_gradient(*args)
+    return torch._C._functorch.maybe_current_level() is None and forward_ad._current_level < 0
+
+
 def named(op: str, raw: Op, call: Callable[..., Any], *args: Any, names: Mapping[str, str] | None = None) -> Any:
     """``call``, of ``raw``, with errors that name the public function and, where they are others, its arguments."""
     try:
@@ -448,7 +461,8 @@ def define(
         autocast: under autocast, run in float32, in autocast's own dtype, or in what came.
         second_derivative: the reference can be differentiated twice.
         backward_reads_outputs: the backward kernel takes the outputs after the arguments.
-        differentiable: how many of the outputs have a gradient, the first ones; all by default.
+        differentiable: how many of the outputs have a gradient, the first ones; all by default. With none there is no
+            backward.
         makes_gradients: the first output is a number, and the others, where the arguments ask for them, its gradients
             for the tensor arguments in their order: nothing is left for a backward kernel.
         from_indices: of an op with ``indices`` among its outputs, the differentiable ones once more, from the arguments
@@ -486,17 +500,35 @@ def define(
 
 
 def _register(op: Op, schema: str) -> None:
-    inputs = schema[schema.index("(") + 1 : schema.index(")")]
+    qualified = f"mmkern::{op.name}"
+
+    def forward(*args: Any) -> Result:
+        return op.run(*op._prepare(_plain(args)))
+
+    def fake(*args: Any) -> Result:
+        return _alone(op._outputs(args, _new_empty))
+
+    _library.define(schema)
+    for key in ("CPU", "CUDA"):
+        _library.impl(op.name, forward, key)
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_vmap(qualified, op.vmap, lib=_library)
+    if op.autocast == "float32":
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(qualified, device, torch.float32, lib=_library)
+    if op.differentiable:
+        _register_backward(op, schema[schema.index("(") + 1 : schema.index(")")])
+    else:
+        _library.impl(op.name, torch.library.fallthrough_kernel, "Autograd")
+
+
+def _register_backward(op: Op, inputs: str) -> None:
+    """``inputs``: of the op's schema."""
     grads = ", ".join(f"Tensor grad{i or ''}" for i in range(op.differentiable))
     saved = "".join(f", Tensor out{i or ''}" for i in range(len(op.outputs) * op.backward_reads_outputs))
     results = ", ".join(["Tensor"] * len(op.tensors))
     backward_name = f"{op.name}_backward"
-    _library.define(schema)
-    _library.define(f"{backward_name}({grads}, {inputs}{saved}, bool[{len(op.tensors)}] wanted) -> ({results})")
     qualified, qualified_backward = f"mmkern::{op.name}", f"mmkern::{backward_name}"
-
-    def forward(*args: Any) -> Result:
-        return op.run(*op._prepare(_plain(args)))
 
     def backward(*given: Any) -> Result:
         grads, wanted, args, outs = op.split_backward(_plain(given[:-1]), given[-1])
@@ -509,9 +541,6 @@ def _register(op: Op, schema: str) -> None:
             )
         )
 
-    def fake(*args: Any) -> Result:
-        return _alone(op._outputs(args, _new_empty))
-
     def fake_backward(*given: Any) -> Result:
         grads, wanted, args, _ = op.split_backward(given[:-1], given[-1])
         return _alone(
@@ -520,16 +549,6 @@ def _register(op: Op, schema: str) -> None:
                 for i, want in zip(op.tensors, wanted, strict=True)
             )
         )
-
-    for key in ("CPU", "CUDA"):
-        _library.impl(op.name, forward, key)
-        _library.impl(backward_name, backward, key)
-    torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_fake(qualified_backward, fake_backward, lib=_library)
-    torch.library.register_vmap(qualified, op.vmap, lib=_library)
-    if op.autocast == "float32":
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(qualified, device, torch.float32, lib=_library)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
         save(ctx, op, inputs, output)
@@ -543,5 +562,9 @@ def _register(op: Op, schema: str) -> None:
     def refuse(ctx: Any, *_: Tensor) -> None:
         raise NotImplementedError(no_second_derivative(op))
 
+    _library.define(f"{backward_name}({grads}, {inputs}{saved}, bool[{len(op.tensors)}] wanted) -> ({results})")
+    for key in ("CPU", "CUDA"):
+        _library.impl(backward_name, backward, key)
+    torch.library.register_fake(qualified_backward, fake_backward, lib=_library)
     torch.library.register_autograd(qualified, autograd, setup_context=setup_context, lib=_library)
     torch.library.register_autograd(qualified_backward, refuse, lib=_library)

@@ -46,7 +46,7 @@ def _check(op: str, args: Arguments) -> None:
             raise ValueError(f"{op}: {name} has shape {list(x.shape)}, expected {expected}")
 
 
-_sample_tokens = define(
+draw_tokens = define(
     "sample_tokens(Tensor logits, Tensor seed, Tensor filters, Tensor? history, Tensor? allowed) -> (Tensor, Tensor)",
     family="decoding",
     reference=reference.sample_tokens,
@@ -115,37 +115,37 @@ def sample_tokens(
     given = (top_k, temperature, top_p, min_p, typical_p, repetition_penalty)
     log_probs, tokens = named(
         op,
-        _sample_tokens,
-        _sample_tokens,
+        draw_tokens,
+        draw_tokens,
         logits,
-        _seeds(op, logits, generator, seed, offset),
+        seeds_of_rows(op, logits, generator, seed, offset),
         _filters(op, logits, given),
         history[None] if isinstance(history, Tensor) and history.dim() == 1 else history,
         None if allowed is None else _long_words(op, logits, allowed),
     )
     if errors == "raise" or (errors is None and logits.is_cpu):
-        _raise_if_marked(op, tokens)
+        raise_if_marked(op, "logits", tokens < 0, "nothing that is allowed and above -inf")
     return (tokens, log_probs) if return_log_prob else tokens
 
 
-def _raise_if_marked(op: str, tokens: Tensor) -> None:
-    if is_readable(tokens) and tokens.numel() and tokens.min() < 0:
-        rows = torch.nonzero(tokens < 0).flatten().tolist()
+def raise_if_marked(op: str, name: str, is_marked: Tensor, nothing: str) -> None:
+    """Where there are such rows, of an argument of that name."""
+    if is_readable(is_marked) and is_marked.any():
+        rows = torch.nonzero(is_marked.flatten()).flatten().tolist()
         more = ", ..." if len(rows) > 8 else ""
-        raise ValueError(
-            f"{op}: logits has no token to choose in rows {', '.join(map(str, rows[:8]))}{more}: NaN, +inf, or nothing "
-            "that is allowed and above -inf"
-        )
+        where = f"{', '.join(map(str, rows[:8]))}{more}"
+        raise ValueError(f"{op}: {name} has no token to choose in rows {where}: NaN, +inf, or {nothing}")
 
 
-def _seeds(
-    op: str, logits: Tensor, generator: torch.Generator | None, seed: int | Tensor | None, offset: int
+def seeds_of_rows(
+    op: str, rows: Tensor, generator: torch.Generator | None, seed: int | Tensor | None, offset: int
 ) -> Tensor:
+    """``[B or 1, 2]``: a key and an offset for each row of ``rows``, or one for all."""
     if isinstance(seed, Tensor) and seed.dim() == 1 and generator is None:
-        check_tensor(op, "seed", seed, logits, (torch.int64,), logits.shape[:1], "logits")
+        check_tensor(op, "seed", seed, rows, (torch.int64,), rows.shape[:1], "logits")
         check_number(op, "offset", offset, "an int of at least 0", 0, 2**63 - 1)
         return torch.stack([seed, torch.full_like(seed, offset)], 1)
-    return seed_tensor(op, logits, generator, seed, offset)[None]
+    return seed_tensor(op, rows, generator, seed, offset)[None]
 
 
 def _filters(op: str, logits: Tensor, given: tuple[Any, ...]) -> Tensor:
@@ -170,26 +170,43 @@ def _filters(op: str, logits: Tensor, given: tuple[Any, ...]) -> Tensor:
 def _check_filter(op: str, logits: Tensor, column: Filter, value: Any) -> None:
     name = column.name.lower()
     expected, low, high = _RANGES[column]
+    check_of_rows(op, name, value, ("logits", logits), expected, low, high, column is Filter.TOP_K)
+    if column is not Filter.TEMPERATURE:
+        return
+    if isinstance(value, Tensor):
+        if is_readable(value) and (tiny := value[(value > 0) & (value < _LEAST)]).numel():
+            raise ValueError(f"{op}: {name} has {tiny[0].item()}, expected {expected} in each row")
+    elif 0 < value < _LEAST:
+        raise ValueError(f"{op}: {name} is {value}, expected {expected}")
+
+
+def check_of_rows(
+    op: str,
+    name: str,
+    value: Any,
+    beside: tuple[str, Tensor],
+    expected: str,
+    low: float,
+    high: float,
+    is_integer: bool = False,
+) -> None:
+    """A number, or a tensor ``[]`` or ``[B]`` of them, of any dtype, for the rows of ``beside``, by name."""
+    of, rows = beside
     if not isinstance(value, Tensor):
-        if column is Filter.TOP_K and not isinstance(value, int):
+        if is_integer and not isinstance(value, int):
             raise TypeError(f"{op}: {name} is {type(value).__name__}, expected {expected}")
         check_number(op, name, value, expected, low, high)
-        if column is Filter.TEMPERATURE and 0 < value < _LEAST:
-            raise ValueError(f"{op}: {name} is {value}, expected {expected}")
         return
-    if value.shape not in ((), logits.shape[:1]):
-        raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {[logits.shape[0]]} or []")
-    if value.device != logits.device:
-        raise ValueError(f"{op}: {name} is on {value.device}, expected {logits.device} as logits")
-    if value.dtype == torch.bool or value.is_complex() or (column is Filter.TOP_K and value.is_floating_point()):
+    if value.shape not in ((), rows.shape[:1]):
+        raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {[rows.shape[0]]} or []")
+    if value.device != rows.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, expected {rows.device} as {of}")
+    if value.dtype == torch.bool or value.is_complex() or (is_integer and value.is_floating_point()):
         raise TypeError(f"{op}: {name} has dtype {value.dtype}, expected {expected} in each row")
-    if not is_readable(value):
-        return
-    wrong = ~((value >= low) & (value <= high))
-    if column is Filter.TEMPERATURE:
-        wrong |= (value > 0) & (value < _LEAST)
-    if wrong.any():
-        raise ValueError(f"{op}: {name} has {value[wrong].flatten()[0].item()}, expected {expected} in each row")
+    if is_readable(value):
+        wrong = value[~((value >= low) & (value <= high))]
+        if wrong.numel():
+            raise ValueError(f"{op}: {name} has {wrong.flatten()[0].item()}, expected {expected} in each row")
 
 
 def _long_words(op: str, logits: Tensor, allowed: Tensor) -> Tensor:

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 
 from mmkern.reference import vocabulary as reference
@@ -32,7 +30,7 @@ from ._checks import (
     floating_rows,
     is_readable,
 )
-from ._define import define, named, needs_gradient
+from ._define import define, may_make_gradients, named
 from ._outputs import like, rows_of, summed
 from .hyperbolic import Reduction
 
@@ -205,16 +203,9 @@ def linear_cross_entropy(
     return loss.view(target.shape)[..., :-1] if shift else loss.view(target.shape)
 
 
-def _makes_gradients(*args: Tensor | None) -> bool:
+def _makes_gradients(x: Tensor, *others: Tensor | None) -> bool:
     """Whether the op that makes them in forward takes a call: it keeps the logits of a quarter of the rows."""
-    x = args[0]
-    if x is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or len(x) < _FEWEST_ROWS:
-        return False
-    if not needs_gradient(*args):
-        return False
-    if is_dynamo_compiling():
-        return True
-    return torch._C._functorch.maybe_current_level() is None and forward_ad._current_level < 0
+    return len(x) >= _FEWEST_ROWS and may_make_gradients(x, *others)
 
 
 def _next(op: str, target: Tensor, ignore_index: int) -> Tensor:

@@ -8,7 +8,19 @@ from __future__ import annotations
 import torch
 
 from mmkern.backends import cuda_launch
-from tests.cases import attention, attention_rows, contrastive, decoding, diffusion, gated, group_norm, modulation
+from tests.cases import (
+    absorbing,
+    attention,
+    attention_rows,
+    contrastive,
+    ctc,
+    decoding,
+    diffusion,
+    gated,
+    group_norm,
+    masked_decode,
+    modulation,
+)
 from tests.cases.hyperbolic import CASES
 from tests.cuda_on_host.calls import both, widened
 from tests.cuda_on_host.harness import Build, every_family
@@ -39,7 +51,7 @@ def main() -> None:
             for dtype, labels in ATTENTION.items():
                 if any(label in case.label for label in labels):
                     both(case, dtype)
-        for case in decoding.CASES[:12]:
+        for case in (*decoding.CASES[:12], *absorbing.STEPS, *masked_decode.CASES[:16], *ctc.CASES, *ctc.BEAMS):
             both(case, torch.float32)
         for case in (*attention_rows.CASES, *modulation.CASES, *gated.CASES, *group_norm.CASES, *diffusion.CASES):
             both(case, torch.float32)

@@ -68,7 +68,26 @@ VOCABULARY_CHECKS = (
     "rows_without_a_target",
     "vocabulary_same_bits",
 )
-DECODING_CHECKS = ("decoding", "decoding_in_small_tiles")
+DECODING_CHECKS = (
+    "decoding",
+    "decoding_in_small_tiles",
+    "absorbing",
+    "absorbing_in_small_tiles",
+    "masked_decoding",
+    "masked_decoding_in_small_tiles",
+    "token_probabilities",
+    "token_probabilities_in_small_tiles",
+)
+CTC_CHECKS = ("ctc_paths", "ctc_paths_in_small_tiles", "beams", "beams_in_small_tiles", "alignments", "edits")
+QUANTIZATION_CHECKS = (
+    "nearest_code",
+    "nearest_code_in_small_tiles",
+    "nearest_code_of_odd_numbers",
+    "two_codes_that_float32_takes_for_one",
+    "residual_quantize",
+    "residual_quantize_of_clustered_codes",
+    "code_tables",
+)
 RETRIEVAL_CHECKS = ("retrieval", "retrieval_in_small_tiles", "order_of_ties_and_nan")
 CHECKS = (
     *ATTENTION_CHECKS,
@@ -78,6 +97,8 @@ CHECKS = (
     *GROUP_NORM_CHECKS,
     *CONTRASTIVE_CHECKS,
     *DECODING_CHECKS,
+    *CTC_CHECKS,
+    *QUANTIZATION_CHECKS,
     *RETRIEVAL_CHECKS,
     *VOCABULARY_CHECKS,
     *DIFFUSION_CHECKS,

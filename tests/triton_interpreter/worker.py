@@ -36,12 +36,17 @@ from tests.cases.modulation import CASES as MODULATION_CASES
 from tests.cases.multi_source import CASES as SOURCES_CASES
 from tests.contract import gradients_for, op_of
 
+from . import absorbing as masks
 from . import contrastive as losses
+from . import ctc as paths
 from . import decoding as draws
 from . import diffusion as steps
 from . import faulty_kernels, patches
 from . import gated as activations
 from . import group_norm as groups
+from . import masked_decode as fills
+from . import probabilities as shares
+from . import quantization as codes
 from . import retrieval as best
 from . import vocabulary as tokens
 from .buffers import Output, guarded
@@ -456,7 +461,7 @@ def main() -> None:
     out, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     patches.install()
-    families = (steps, activations, groups, losses, draws, best, tokens)
+    families = (steps, activations, groups, losses, draws, masks, fills, shares, codes, paths, best, tokens)
     results, checks = {}, {name: check for family in families for name, check in vars(family).items()} | globals()
     for name in CHECKS[part::parts]:
         try:
