@@ -38,7 +38,7 @@ struct DrawMaskedArgs {
   int vectors, unused;
 };
 
-__global__ void __launch_bounds__(sampling::kThreads) draw_masked(const DrawMaskedArgs a) {
+__global__ void __launch_bounds__(sampling::kThreads, 1) draw_masked(const DrawMaskedArgs a) {
   using namespace sampling;
   using namespace masked_decode;
   const i64 r = blockIdx.x;
